@@ -1,0 +1,67 @@
+# `make help` lists the targets. Needs Python 3.11+, a Java 17 or 21 runtime and make; nothing else.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
+
+PYTHON ?= python3
+BIN := .venv/bin
+PY := $(BIN)/python
+
+.PHONY: help setup demo test test-all bench lint notebooks bundle lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.venv/.locked: requirements.lock requirements-bootstrap.lock
+	@$(PYTHON) scripts/preflight.py
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@$(PY) -m pip install --quiet --require-hashes -r requirements-bootstrap.lock
+	@$(PY) -m uv pip sync --quiet --python $(PY) --require-hashes requirements.lock requirements-bootstrap.lock
+	@touch $@
+
+.venv/.installed: .venv/.locked pyproject.toml setup.py
+	@$(PY) -m uv pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.jars: .venv/.installed
+	@echo "resolving the Delta jars (once)"
+	@$(PY) -m dynamix.jobs.jars > /dev/null
+	@touch $@
+
+setup: .venv/.jars ## private .venv from the hashed lock, Delta jars into the cache
+
+demo: setup ## the demo: a first small world, then the full one, report and registered model
+	@$(BIN)/dynamix demo --out demo
+
+test: setup ## the suite that CI runs
+	@$(PY) -m pytest -m "not slow"
+
+test-all: setup ## the suite with crash matrix, soak and large fuzz
+	@$(PY) -m pytest
+
+bench: setup ## the claims of the README, measured on this machine
+	@$(PY) -m benchmarks
+
+.typing: setup.py
+	@rm -rf .typing && mkdir -p .typing/dynamix
+	@for f in features segmentation models jobs; do ln -s ../../$$f .typing/dynamix/$$f; done
+	@for f in src/dynamix/*.py src/dynamix/py.typed; do ln -s ../../$$f .typing/dynamix/; done
+
+lint: setup .typing ## ruff and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy -p dynamix
+
+notebooks: setup ## execute every notebook
+	@echo "no notebooks yet" >&2; exit 2
+
+bundle: setup ## build and check the Databricks bundle
+	@echo "no bundle yet" >&2; exit 2
+
+lock: ## resolve the lock anew from pyproject.toml and constraints.in
+	@$(PY) -m uv pip compile pyproject.toml --extra dev -c constraints.in --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet --upgrade -o requirements.lock
+
+clean: ## remove the environment and everything the demo wrote
+	@rm -rf .venv .typing demo build dist *.egg-info src/*.egg-info

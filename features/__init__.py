@@ -1,0 +1,1 @@
+"""Spark jobs: raw events to sessions, surfaces, histories and mergeable relevance statistics."""

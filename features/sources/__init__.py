@@ -1,0 +1,1 @@
+"""One file a public data set: its own files to canonical raw events."""

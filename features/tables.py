@@ -1,0 +1,266 @@
+"""The only reader and writer of Delta: explicit tables, partition-wise replacement, pinned versions.
+
+Every write is an overwrite of a stated range (`replaceWhere`) on a table that was created beforehand,
+so a rerun gives the same rows (docs/faults.md 1-8). An empty frame never replaces a range unless asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, DataType, MapType, StructType
+
+from dynamix.contracts import Table
+from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError, InputError
+
+WRITERS = {
+    "events": "ingest", "events_quarantine": "ingest", "streams": "features", "ebf_session": "features",
+    "ebf_surface": "features", "user_stats": "features", "segments": "segment", "segment_registry": "segment",
+    "cell_stats": "mask", "masks": "mask", "mask_audit": "mask", "training_rows": "train", "scores": "score",
+    "run_log": "run",
+}  # fmt: skip
+_CONFLICTS = ("ConcurrentAppend", "ConcurrentWrite", "ConcurrentDelete", "ProtocolChanged", "MetadataChanged")
+_MAINTENANCE = (
+    "OPTIMIZE",
+    "VACUUM START",
+    "VACUUM END",
+    "SET TBLPROPERTIES",
+    "ADD CONSTRAINT",
+    "CREATE TABLE",
+)
+_TRIES = 5
+
+commit_hooks: list[Callable[[str, str], None]] = []
+"""Called with (`before`|`after`, table) around every commit; empty outside the crash tests."""
+
+
+@dataclass(frozen=True)
+class Warehouse:
+    """A directory of Delta folders `root/<table>` with everything else under `root/_dynamix`."""
+
+    root: Path
+
+    def __init__(self, root: str | Path) -> None:
+        object.__setattr__(self, "root", Path(root).absolute())
+
+    @property
+    def private(self) -> Path:
+        return self.root / "_dynamix"
+
+    def path(self, name: str) -> str:
+        return str(self.root / name)
+
+    def exists(self, spark: SparkSession, name: str) -> bool:
+        """True iff the table has a first commit."""
+        return (self.root / name / "_delta_log").is_dir() and DeltaTable.isDeltaTable(spark, self.path(name))
+
+    def read(self, spark: SparkSession, name: str, *, version: int | None = None) -> DataFrame:
+        """The table's newest rows, or those of a pinned version. GuardError names the verb that writes it."""
+        if not self.exists(spark, name):
+            raise GuardError(f"table {name!r} is not in {self.root}; run `dynamix {WRITERS[name]}` first")
+        reader = spark.read.format("delta")
+        if version is not None:
+            reader = reader.option("versionAsOf", version)
+        return reader.load(self.path(name))
+
+    def version(self, spark: SparkSession, name: str) -> int | None:
+        """Newest commit number, None where the table is absent."""
+        if not self.exists(spark, name):
+            return None
+        row = DeltaTable.forPath(spark, self.path(name)).history(1).select("version").collect()
+        return int(row[0]["version"])
+
+    def data_version(self, spark: SparkSession, name: str) -> int:
+        """Newest commit that changed rows: compaction and property changes do not count."""
+        history = DeltaTable.forPath(spark, self.path(name)).history(50)
+        rows = history.where(~F.col("operation").isin(*_MAINTENANCE)).select("version").limit(1).collect()
+        return int(rows[0]["version"]) if rows else 0
+
+    def create(self, spark: SparkSession, table: Table, *, definition: str = "") -> None:
+        """Create the table from its contract if absent. ConfigError if another definition wrote it."""
+        if self.exists(spark, table.name):
+            self._same_definition(spark, table.name, definition)
+            return
+        builder = DeltaTable.createIfNotExists(spark).location(self.path(table.name)).comment(table.comment)
+        builder = builder.addColumns(_schema(spark, table))
+        if table.partition_by:
+            builder = builder.partitionedBy(*table.partition_by)
+        builder = builder.property("dynamix.config_hash", definition)
+        builder = builder.property("dynamix.contract", contract_digest(table))
+        _retry(lambda: builder.execute())
+        for column in table.columns:
+            if column.check:
+                self._constrain(spark, table.name, column.name, column.check)
+
+    def _constrain(self, spark: SparkSession, name: str, column: str, check: str) -> None:
+        spark.sql(f"ALTER TABLE delta.`{self.path(name)}` ADD CONSTRAINT `{column}_check` CHECK ({check})")
+
+    def _same_definition(self, spark: SparkSession, name: str, definition: str) -> None:
+        stored = self.definition(spark, name)
+        if definition and stored and stored != definition:
+            raise ConfigError.other_definition(name, stored, definition)
+
+    def definition(self, spark: SparkSession, name: str) -> str:
+        """Hash of the config that created the table, empty where none was stored."""
+        if not self.exists(spark, name):
+            return ""
+        detail = DeltaTable.forPath(spark, self.path(name)).detail().select("properties").collect()
+        return str(dict(detail[0]["properties"]).get("dynamix.config_hash", ""))
+
+    def drop(self, name: str) -> None:
+        """Remove the table's folder; only `--rebuild` does this."""
+        import shutil
+
+        shutil.rmtree(self.root / name, ignore_errors=True)
+
+    def replace(
+        self,
+        spark: SparkSession,
+        table: Table,
+        frame: DataFrame,
+        *,
+        where: str | None = None,
+        metadata: Mapping[str, object] | None = None,
+        allow_empty: bool = False,
+        definition: str = "",
+    ) -> int:
+        """Overwrite the rows matching `where` (all rows when None) and return the new version.
+
+        Columns are taken by name and cast to the contract's types; a column that is missing in
+        `frame` or unknown to the contract is an error. Raises InputError on an empty frame (fault 5).
+        """
+        aligned = self._aligned(spark, table, frame)
+        if not allow_empty and aligned.limit(1).isEmpty():
+            raise InputError(
+                f"table {table.name!r}: refusing to replace {where or 'all rows'} by nothing; "
+                "pass --allow-empty if an empty range is meant"
+            )
+        self.create(spark, table, definition=definition)
+        writer = aligned.write.format("delta").mode("overwrite")
+        if where is not None:
+            writer = writer.option("replaceWhere", where)
+        if metadata:
+            writer = writer.option("userMetadata", json.dumps(metadata, sort_keys=True, default=str))
+        for hook in commit_hooks:
+            hook("before", table.name)
+        with disk_full_is_said(table.name):
+            _retry(lambda: writer.save(self.path(table.name)))
+        for hook in commit_hooks:
+            hook("after", table.name)
+        version = self.version(spark, table.name)
+        assert version is not None  # just written; for the type checker
+        return version
+
+    def _aligned(self, spark: SparkSession, table: Table, frame: DataFrame) -> DataFrame:
+        have = set(frame.columns)
+        missing = [name for name in table.names if name not in have]
+        extra = sorted(have - set(table.names))
+        if missing or extra:
+            raise InputError(
+                f"table {table.name!r}: frame lacks {missing or 'nothing'}, has unknown {extra or 'nothing'}; "
+                f"the contract's columns are {', '.join(table.names)}"
+            )
+        schema = _schema(spark, table)
+        return frame.select([F.col(f"`{f.name}`").cast(f.dataType).alias(f.name) for f in schema.fields])
+
+    def files(self, spark: SparkSession, name: str, *, version: int, where: str) -> list[str]:
+        """Absolute Parquet paths that hold the rows of `where` at a pinned version, sorted.
+
+        `where` may name partition columns only. EnvironmentTrouble (exit 5) if the pin is gone (fault 27).
+        """
+        try:
+            frame = self.read(spark, name, version=version).where(where)
+            urls = frame.inputFiles()
+        except GuardError:
+            raise
+        except Exception as trouble:
+            raise EnvironmentTrouble(
+                f"table {name!r} version {version} cannot be read ({type(trouble).__name__}); it was vacuumed "
+                "or its log is damaged: rerun the step that writes it"
+            ) from trouble
+        paths = sorted(_local_path(url) for url in urls)
+        gone = [path for path in paths if not Path(path).exists()]
+        if gone:
+            raise EnvironmentTrouble(
+                f"table {name!r} version {version} is gone: {len(gone)} of {len(paths)} files were vacuumed; "
+                "rerun the step that writes it"
+            )
+        return paths
+
+    def content_hash(self, spark: SparkSession, table: Table, *, where: str = "true") -> str:
+        """Order-independent hash of the rows without run ids and clock columns (docs: interface 6)."""
+        return content_hash(self.read(spark, table.name).where(where), table)
+
+
+def content_hash(frame: DataFrame, table: Table) -> str:
+    """SHA-256 over the sorted row hashes; maps enter with sorted keys."""
+    names = [n for n in table.names if n not in table.unhashed and not n.endswith("_at")]
+    fields = {f.name: f.dataType for f in frame.schema.fields}
+    parts = [F.coalesce(_hashable(F.col(n), fields[n]).cast("string"), F.lit("\x00")) for n in names]
+    rows = frame.select(F.sha2(F.concat_ws("\x01", *parts), 256).alias("h"))
+    listed = rows.groupBy(F.substring("h", 1, 2).alias("b")).agg(
+        F.sha2(F.concat_ws("", F.sort_array(F.collect_list("h"))), 256).alias("h")
+    )
+    digest = hashlib.sha256()
+    for row in listed.orderBy("b").collect():
+        digest.update(f"{row['b']}{row['h']}".encode())
+    return digest.hexdigest()[:16]
+
+
+def contract_digest(table: Table) -> str:
+    """Hash of the contract's columns and key, stored with the table."""
+    return hashlib.sha256((table.ddl() + "|" + ",".join(table.key)).encode()).hexdigest()[:16]
+
+
+def _hashable(column: Any, data_type: DataType) -> Any:
+    if isinstance(data_type, MapType):
+        return F.to_json(F.array_sort(F.map_entries(column)))
+    if isinstance(data_type, ArrayType | StructType):
+        return F.to_json(column)
+    return column
+
+
+def _schema(spark: SparkSession, table: Table) -> StructType:
+    return StructType.fromDDL(table.ddl())
+
+
+def _local_path(url: str) -> str:
+    from urllib.parse import unquote, urlparse
+
+    return unquote(urlparse(url).path) if url.startswith("file:") else unquote(url)
+
+
+def _retry(action: Callable[[], object]) -> None:
+    """Run a commit, again with jitter where another writer came in between (fault 6)."""
+    for attempt in range(_TRIES):
+        try:
+            action()
+            return
+        except Exception as trouble:
+            if attempt == _TRIES - 1 or not any(name in str(trouble) for name in _CONFLICTS):
+                raise
+            time.sleep(0.2 * 2**attempt * (1 + random.random()))
+
+
+@contextlib.contextmanager
+def disk_full_is_said(name: str) -> Iterator[None]:
+    """Turn `No space left` of any depth into an EnvironmentTrouble (fault 29)."""
+    try:
+        yield
+    except Exception as trouble:
+        if "No space left" in str(trouble) or "Disk quota exceeded" in str(trouble):
+            raise EnvironmentTrouble(
+                f"disk full while writing table {name!r}; the table is unchanged: free space and run again"
+            ) from trouble
+        raise

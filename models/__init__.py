@@ -1,0 +1,1 @@
+"""Torch rankers over jagged histories, their metrics, evidence and registry."""

@@ -1,0 +1,1 @@
+"""Rankers behind one interface: RankBatch in, row vectors out."""

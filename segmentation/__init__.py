@@ -1,0 +1,1 @@
+"""User segments, relevance bounds and keep/boost masks."""

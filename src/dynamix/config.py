@@ -1,0 +1,263 @@
+"""The one typed config tree: a unit and a reason per field; YAML files and `--set` only override it.
+
+Precedence: `--set` > `--config` > `dynamix.yaml` beside the events > defaults. Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from dynamix.errors import ConfigError
+
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(value: object) -> float:
+    """Length of time in seconds: a number is seconds, text is `30m`, `24h`, `7d`, `60s`, `500ms`."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)\s*", str(value))
+    if not match:
+        raise ValueError(
+            f"length of time {value!r}; allowed: 30m, 24h, 7d, 60s, 500ms or a number of seconds"
+        )
+    return float(match[1]) * _UNITS[match[2]]
+
+
+class Section(BaseModel):
+    """A frozen part of the config; keys it does not know are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SessionConfig(Section):
+    rule: Literal["gap", "given"] = "gap"
+    gap_s: float = Field(1800.0, gt=0, description="s; a new session iff the silence is strictly longer")
+    max_length_s: float = Field(86400.0, gt=0, description="s; longer sessions are split and flagged")
+
+    _lengths = field_validator("gap_s", "max_length_s", mode="before")(seconds)
+
+
+class DwellConfig(Section):
+    derive: bool = Field(True, description="false where gaps between rows mean nothing")
+    cap_quantile: float = Field(0.995, gt=0, le=1, description="per stream; above it a dwell is `capped`")
+    censor_last: bool = Field(True, description="false is the planted bug E1: last event gets dwell 0")
+
+
+class AttributionConfig(Section):
+    click_window_s: float = Field(604800.0, ge=0, alias="click_window", description="s")
+    view_window_s: float = Field(86400.0, ge=0, alias="view_window", description="s")
+    model: Literal["last_touch"] = "last_touch"
+    join_on: tuple[tuple[str, ...], ...] = (("request_id", "item_id"), ("ad_id",), ("item_id",))
+    count: Literal["one"] = "one"
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    _lengths = field_validator("click_window_s", "view_window_s", mode="before")(seconds)
+
+
+class HistoryConfig(Section):
+    per_stream: int = Field(50, ge=1, description="newest events kept per stream")
+    total: int = Field(200, ge=1, description="newest events kept over all streams")
+    embargo_s: float = Field(
+        60.0, ge=0, alias="embargo", description="s; history ends strictly before t - embargo"
+    )
+    as_known_at: Literal["impression", "run_date"] = "impression"
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    _lengths = field_validator("embargo_s", mode="before")(seconds)
+
+
+class StreamFlags(Section):
+    protected: bool = False
+    sensitive: bool = False
+
+
+class SegmentationConfig(Section):
+    method: Literal["mix"] = Field(
+        "mix", description="the neural, mix-merge and paper2 segmenters come later"
+    )
+    control: Literal["none", "one", "shuffled", "tier"] = "none"
+    k_max: int = Field(8, ge=1, le=32, description="largest number of segments tried")
+    confidence: float = Field(0.9, gt=0, lt=1, description="posterior needed to leave segment 0")
+    min_events: int = Field(15, ge=1, description="usable events needed to leave segment 0")
+    min_share: float = Field(0.01, ge=0, lt=1)
+    stability: float = Field(0.6, ge=0, le=1, description="split-half ARI below it refuses that K")
+    max_length_eta2: float = Field(
+        0.1, ge=0, le=1, description="share of log length explained by the segment"
+    )
+    restarts: int = Field(3, ge=1)
+    max_iter: int = Field(60, ge=1)
+    emission_prior: float = Field(0.5, gt=0, description="Dirichlet a of the M step (A.4.3)")
+    dwell_bins: bool = Field(True, description="emissions over streams x dwell bins; false: streams only")
+    seed: int = 0
+
+
+class MaskConfig(Section):
+    delta: float = Field(0.10, gt=0, description="log-odds per SD that a drop must exclude")
+    ne_budget: float = Field(0.001, gt=0, lt=0.5, description="relative NE that all drops together may cost")
+    rule: Literal["bound", "none", "random", "global"] = "bound"
+    given: Literal["baseline", "champion", "none"] = "baseline"
+    min_token_share: float = Field(
+        0.002, ge=0, lt=1, description="of the segment's tokens; smaller cells stay"
+    )
+    support: float = Field(2.93, gt=0, description="positives needed = (support/delta)^2 * deff")
+    max_censored_share: float = Field(0.5, ge=0, le=1)
+    per_tier: bool = False
+    seed: int = 0
+
+
+class TrainConfig(Section):
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    batch_size: int = Field(1024, ge=2)
+    epochs: int = Field(3, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    embedding_dim: int = Field(16, ge=2)
+    hidden: tuple[int, ...] = (64, 32)
+    item_buckets: int = Field(20_000, ge=2, description="hash buckets of item ids")
+    seeds: tuple[int, ...] = (0,)
+    threads: int = Field(2, ge=1)
+    bootstrap: int = Field(500, ge=50, description="Poisson bootstrap replicates, clustered by user")
+    max_rows: int = Field(
+        0, ge=0, description="cap on training rows, 0 = all; the newest users' hash is taken"
+    )
+
+
+class PriceConfig(Section):
+    currency: str = "EUR"
+    per_training_hour: float = Field(0.0, ge=0)
+    per_billion_inferences: float = Field(0.0, ge=0)
+
+
+class CalendarConfig(Section):
+    days: int = Field(42, ge=1, description="days before the run date that the cycle looks at")
+
+
+class Config(Section):
+    """Everything a run depends on besides its tables."""
+
+    columns: dict[str, str] = Field(default_factory=dict, description="canonical name -> the user's own name")
+    time_unit: Literal["s", "ms", "us"] | None = Field(
+        None, description="unit of numeric times; undeclared is an error"
+    )
+    format: Literal["parquet", "delta", "csv", "json"] | None = None
+    attributes: tuple[str, ...] = ()
+    contract: Literal["open", "closed_unknown", "closed_fail"] = "open"
+    known_streams: tuple[str, ...] = ()
+    impression_types: tuple[str, ...] = ("impression",)
+    click_types: tuple[str, ...] = ("click",)
+    conversion_types: tuple[str, ...] = ("conversion",)
+    organic_impressions: bool = False
+    prediction_rows: str = Field("", description="SQL filter on impressions; empty = all")
+    labels: tuple[Literal["click", "conversion"], ...] = ("click", "conversion")
+    label_meaning: str | dict[str, str] = Field("ad conversion", description="shown wherever a number stands")
+    max_quarantined: float = Field(0.05, ge=0, le=1)
+    future_tolerance_s: float = Field(
+        900.0, ge=0, description="s after ingest before an event counts as future"
+    )
+    streams: dict[str, StreamFlags] = Field(default_factory=dict)
+    session: SessionConfig = SessionConfig()
+    dwell: DwellConfig = DwellConfig()
+    attribution: AttributionConfig = AttributionConfig()
+    history: HistoryConfig = HistoryConfig()
+    calendar: CalendarConfig = CalendarConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
+    mask: MaskConfig = MaskConfig()
+    train: TrainConfig = TrainConfig()
+    prices: PriceConfig = PriceConfig()
+
+    def heads(self) -> tuple[str, ...]:
+        """Served labels, without a click head where no click type is declared."""
+        return tuple(h for h in self.labels if h != "click" or self.click_types)
+
+    def digest(self, *sections: str) -> str:
+        """First 16 hex digits of SHA-256 over the named sections (all when none are named)."""
+        tree = self.model_dump(mode="json", by_alias=True)
+        part = {name: tree[name] for name in sections} if sections else tree
+        return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
+
+    def meaning(self, label: str) -> str:
+        """What a 1 of this label means, in the words of the config."""
+        if isinstance(self.label_meaning, dict):
+            return self.label_meaning.get(label, label)
+        return self.label_meaning if label == "conversion" else label
+
+
+DEFINITION_SECTIONS = (
+    "columns", "time_unit", "attributes", "impression_types", "click_types", "conversion_types",
+    "organic_impressions", "session", "dwell",
+)  # fmt: skip
+"""Sections that define what a stored event row means; a warehouse keeps to one of them (fault 30)."""
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(cast(dict[str, Any], merged[key]), value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config file {path} does not exist; check --config") from None
+    except yaml.YAMLError as trouble:
+        raise ConfigError(f"config file {path} is not YAML: {' '.join(str(trouble).split())}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(
+            f"config file {path} holds a {type(loaded).__name__}; allowed: a mapping of sections"
+        )
+    return cast(dict[str, Any], loaded)
+
+
+def _assignment(text: str) -> dict[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"--set {text!r}; allowed: key=value, e.g. --set mask.ne_budget=0.005")
+    try:
+        parsed: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    for name in reversed(key.strip().split(".")):
+        parsed = {name: parsed}
+    return cast(dict[str, Any], parsed)
+
+
+def _explain(trouble: ValidationError) -> ConfigError:
+    lines = []
+    for error in trouble.errors():
+        where = ".".join(str(part) for part in error["loc"])
+        if error["type"] == "extra_forbidden":
+            lines.append(f"unknown config key {where!r}")
+        else:
+            lines.append(f"config key {where!r} has value {error.get('input')!r}: {error['msg']}")
+    return ConfigError("; ".join(lines) + "; see `dynamix --help` and docs/reference for the keys")
+
+
+def load_config(
+    *, files: Iterable[Path] = (), settings: Iterable[str] = (), base: Mapping[str, Any] | None = None
+) -> Config:
+    """Config from files (later ones win), then `key=value` settings. Raises ConfigError, naming each key."""
+    tree: dict[str, Any] = dict(base or {})
+    for path in files:
+        tree = _merge(tree, _read_yaml(path))
+    for setting in settings:
+        tree = _merge(tree, _assignment(setting))
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as trouble:
+        raise _explain(trouble) from None

@@ -1,0 +1,78 @@
+"""Every error a user can meet: what, value, allowed, next step, and the exit code that goes with it.
+
+Each class carries the exit code of the command line. Instances hold plain strings only, so they
+survive pickling between Python workers and the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+class DynamixError(Exception):
+    """Base of all errors that are reported in one or two lines instead of a trace."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class ConfigError(DynamixError):
+    """Usage or config: unknown key, bad option, a version or date that does not exist (exit 2)."""
+
+    exit_code = 2
+
+    @classmethod
+    def unknown_key(cls, key: str, allowed: Iterable[str]) -> ConfigError:
+        return cls(f"unknown config key {key!r}; allowed here: {', '.join(sorted(allowed))}")
+
+    @classmethod
+    def bad_value(cls, key: str, value: object, allowed: str) -> ConfigError:
+        return cls(f"config key {key!r} has value {value!r}; allowed: {allowed}")
+
+    @classmethod
+    def other_definition(cls, table: str, stored: str, wanted: str) -> ConfigError:
+        return cls(
+            f"table {table!r} was written by definition {stored}, this config is {wanted}; "
+            "use another --warehouse, restore the old config, or pass --rebuild to write it anew"
+        )
+
+    @classmethod
+    def unknown_version(cls, what: str, value: str, known: Sequence[str]) -> ConfigError:
+        listed = ", ".join(known) if known else "none yet"
+        return cls(f"{what} {value!r} does not exist; known: {listed}")
+
+
+class InputError(DynamixError):
+    """The source cannot be read as events: empty, wrong columns, too much quarantined (exit 3)."""
+
+    exit_code = 3
+
+    @classmethod
+    def empty(cls, source: str) -> InputError:
+        return cls(f"{source}: no rows; check the path, or pass --allow-empty if that is meant")
+
+    @classmethod
+    def contract(cls, source: str, violations: Sequence[str]) -> InputError:
+        return cls(f"{source}: {'; '.join(violations)}; map your names under `columns:` in dynamix.yaml")
+
+    @classmethod
+    def too_much_quarantined(cls, source: str, share: float, limit: float, reasons: str) -> InputError:
+        return cls(
+            f"{source}: {share:.1%} of the rows are unusable ({reasons}), the limit is {limit:.0%}; "
+            "nothing was written; see the reasons and mend the source or the time unit"
+        )
+
+
+class GuardError(DynamixError):
+    """A guard refused to write what a later step needs, or a check said no (exit 4)."""
+
+    exit_code = 4
+
+
+class EnvironmentTrouble(DynamixError):
+    """Java, jars, disk, tracking server, GPU or a vacuumed pin (exit 5)."""
+
+    exit_code = 5
