@@ -1,0 +1,235 @@
+"""Impressions of the simulator, the planted exposures, the true probabilities and the conversions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dynamix.features import sim_world as W
+from dynamix.features.sim_events import Content, Users, draw_items
+from dynamix.features.sim_world import Bools, Floats, Ints, World
+
+_SPAN_MS = np.int64(2) ** 35  # in a key of (owner, time): room for 397 days and 11 M users
+
+
+@dataclass(frozen=True)
+class Impressions:
+    """B impressions sorted by (user, ts_us, position). Times in µs since the start of the world.
+
+    request: number over all users; anchor: row of the content event on screen; item: catalogue item.
+    Two impressions of one user and item are more than 24 h apart, so attribution is unambiguous.
+    """
+
+    user: Ints
+    ts_us: Ints
+    request: Ints
+    position: Ints
+    anchor: Ints
+    item: Ints
+
+    @property
+    def cutoff_ms(self) -> Ints:
+        """Events (whole ms) strictly before it may act: the impression minus the embargo, rounded up."""
+        return np.maximum(_ceil_ms(self.ts_us) - W.EMBARGO_MS, 0)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Planted outcome: p (B,), label (B,), beta_full (G, F): beta as seen by the whole history's exposure."""
+
+    p: Floats
+    label: Bools
+    beta_full: Floats
+
+
+@dataclass(frozen=True)
+class Conversions:
+    """Conversion events, one per positive impression whose conversion comes before the end of the world."""
+
+    user: Ints
+    ts_us: Ints
+    item: Ints
+
+
+class StreamIndex:
+    """Content events by (user, stream, time), with running sums of z; `acting` selects the events that count."""
+
+    def __init__(self, content: Content, acting: Bools) -> None:
+        owner = content.user * W.N_STREAMS + content.stream
+        self.rows = np.flatnonzero(acting)[np.argsort(owner[acting], kind="stable")]
+        n_owners = (len(content.first) - 1) * W.N_STREAMS
+        counts = np.bincount(owner[acting], minlength=n_owners)
+        self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._keys = owner[self.rows] * _SPAN_MS + content.ts_ms[self.rows]
+        self._sums = np.concatenate([[0.0], np.cumsum(content.z[self.rows])])
+
+    def bounds(self, user: Ints, stream: int, cutoff_ms: Ints) -> tuple[Ints, Ints]:
+        """Half-open range in `rows` of the user's events of `stream` strictly before the cutoff."""
+        owner = user * W.N_STREAMS + stream
+        low = self.first[owner]
+        high = np.searchsorted(self._keys, owner * _SPAN_MS + cutoff_ms, side="left")
+        return low, np.maximum(high, low).astype(np.int64)
+
+    def exposure(self, low: Ints, high: Ints, horizon: Ints) -> Floats:
+        """n/(n+1) · mean z of the newest `horizon` events of each range, 0 where it is empty (A.3)."""
+        low = np.maximum(low, high - horizon)
+        return np.asarray((self._sums[high] - self._sums[low]) / (high - low + 1), dtype=np.float64)
+
+
+def acting_events(world: World, content: Content) -> Bools:
+    """Which events act on labels: all of them, or in a clean world those with a visible dwell."""
+    return np.ones_like(content.censored) if world.preset.censored_acts else ~content.censored
+
+
+def draw_impressions(world: World, content: Content, days: int, rng: np.random.Generator) -> Impressions:
+    """Requests of one to four impressions while a content event is on screen; active users get more."""
+    counts = np.diff(content.first)
+    pull = np.sqrt(counts)
+    rate = W.REQUESTS * days / W.BASE_DAYS * pull / max(float(pull.mean()), 1e-12)
+    user = np.repeat(np.arange(len(counts)), rng.poisson(rate))
+    anchor = content.first[user] + np.floor(rng.random(len(user)) * counts[user]).astype(np.int64)
+    shown = np.minimum(content.dwell_ms[anchor], W.IMPRESSION_OFFSET_MS) * 1000  # µs
+    ts = content.ts_ms[anchor] * 1000 + 1 + np.floor(rng.random(len(user)) * (shown - 1)).astype(np.int64)
+    order = np.lexsort((ts, user))
+    order = order[ts[order] < days * W.DAY_MS * 1000]
+    size = rng.choice(np.asarray(W.REQUEST_SIZES), size=len(order))
+    request = np.repeat(np.arange(len(order)), size)
+    position = np.arange(len(request)) - np.repeat(np.cumsum(size) - size, size) + 1
+    row = order[request]
+    blank = Impressions(
+        user[row], ts[row], request, position, anchor[row], np.zeros(len(row), dtype=np.int64)
+    )
+    return replace(blank, item=_separate(blank, _draw_items(world, content, blank, rng), rng))
+
+
+def _draw_items(world: World, content: Content, imps: Impressions, rng: np.random.Generator) -> Ints:
+    """Items: by popularity, or one that the user met before the cutoff (in S8 mostly in a match stream)."""
+    item = draw_items(len(imps.user), rng)
+    index = StreamIndex(content, np.ones_like(content.censored))
+    choice, pick = rng.random(len(item)), rng.random(len(item))
+    from_key = imps.user * _SPAN_MS + imps.cutoff_ms
+    seen = np.searchsorted(content.user * _SPAN_MS + content.ts_ms, from_key, side="left")
+    start = content.first[imps.user]
+    matching = world.match_streams
+    any_rate = W.RETARGET_RATE_WITH_MATCH if len(matching) else W.RETARGET_RATE
+    aimed = (choice < any_rate) & (seen > start)
+    row = start + np.floor(pick * (seen - start)).astype(np.int64)
+    item[aimed] = content.item[row[aimed]]
+    for place, stream in enumerate(matching):
+        low, high = index.bounds(imps.user, int(stream), imps.cutoff_ms)
+        floor = any_rate + place * W.MATCH_RETARGET_RATE
+        aimed = (choice >= floor) & (choice < floor + W.MATCH_RETARGET_RATE) & (high > low)
+        row = low + np.floor(pick * (high - low)).astype(np.int64)
+        item[aimed] = content.item[index.rows[row[aimed]]]
+    return item
+
+
+def _separate(imps: Impressions, item: Ints, rng: np.random.Generator) -> Ints:
+    """Replace items until no user sees the same one twice within 24 h; the earliest impression keeps its own."""
+    while True:
+        order = np.lexsort((imps.position, imps.ts_us, item, imps.user))
+        same = (np.diff(imps.user[order]) == 0) & (np.diff(item[order]) == 0)
+        clash = order[1:][same & (np.diff(imps.ts_us[order]) <= W.ATTRIBUTION_MS * 1000)]
+        if not len(clash):
+            return item
+        item = item.copy()
+        item[clash] = rng.integers(W.N_ITEMS, size=len(clash))
+
+
+def stream_exposure(
+    world: World, users: Users, imps: Impressions, index: StreamIndex, stream: int
+) -> tuple[Floats, Floats]:
+    """Exposure of every impression to `stream` (B,): over the planted horizon, and over the whole history."""
+    low, high = index.bounds(imps.user, stream, imps.cutoff_ms)
+    horizon = world.horizon[users.segment[imps.user], stream]
+    return index.exposure(low, high, horizon), index.exposure(low, high, high - low)
+
+
+def matches(content: Content, imps: Impressions, stream: int) -> Bools:
+    """Whether the user has at least one event of `stream` on the impression's item before the cutoff (B,)."""
+    rows = np.flatnonzero(content.stream == stream)
+    key = content.user[rows] * W.N_ITEMS + content.item[rows]
+    keys, oldest = np.unique(key, return_index=True)  # rows are in time order: the first is the earliest
+    if not len(keys):
+        return np.zeros(len(imps.user), dtype=np.bool_)
+    wanted = imps.user * W.N_ITEMS + imps.item
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    earliest = content.ts_ms[rows[oldest[place]]]
+    return np.asarray((keys[place] == wanted) & (earliest < imps.cutoff_ms), dtype=np.bool_)
+
+
+def draw_truth(
+    world: World, users: Users, content: Content, imps: Impressions, rng: np.random.Generator
+) -> Truth:
+    """p = sigmoid(a + planted effects + user effect) with a solved for the mean BASE_RATE, and drawn labels."""
+    segment = users.segment[imps.user]
+    logit = users.effect[imps.user].copy()
+    beta_full = np.zeros_like(world.beta)
+    index = StreamIndex(content, acting_events(world, content))
+    for stream in range(W.N_STREAMS):
+        x, x_full = stream_exposure(world, users, imps, index, stream)
+        for g in range(W.N_SEGMENTS):
+            rows = np.flatnonzero(segment == g)
+            beta = float(world.beta[g, stream])
+            if beta and len(rows):
+                planted = _standard(x[rows])
+                if world.kind[g, stream] == "u":
+                    logit[rows] += beta * _standard(np.minimum(planted**2, W.U_CAP))
+                else:
+                    logit[rows] += beta * planted
+                    beta_full[g, stream] = beta * float(np.mean(planted * _standard(x_full[rows])))
+    for stream in world.match_streams:
+        logit += world.match[segment, stream] * matches(content, imps, int(stream))
+    p = _sigmoid(logit + _solve_intercept(logit))
+    return Truth(p=p, label=rng.random(len(p)) < p, beta_full=beta_full)
+
+
+def draw_conversions(
+    content: Content, imps: Impressions, label: Bools, days: int, rng: np.random.Generator
+) -> Conversions:
+    """One conversion per positive impression, within 24 h, that changes no content dwell and joins no sessions.
+
+    Inside a session it takes the time of the next content event and is ordered before it, so the
+    dwell of the event before stays whole. Outside it keeps CONVERSION_GAP_MS from both neighbouring sessions.
+    """
+    user, item, shown = imps.user[label], imps.item[label], imps.ts_us[label]
+    top = 1 - np.exp(-((W.DELAY_MAX_MS / W.DELAY_SCALE_MS) ** W.DELAY_SHAPE))
+    delay = W.DELAY_SCALE_MS * (-np.log1p(-top * rng.random(len(user)))) ** (1 / W.DELAY_SHAPE)
+    wanted = shown + np.maximum(delay * 1000, 1).astype(np.int64)
+    ts = content.ts_ms * 1000
+    key = user * _SPAN_MS + _ceil_ms(wanted)
+    follow = np.searchsorted(content.user * _SPAN_MS + content.ts_ms, key, side="left")
+    has_next = follow < content.first[user + 1]
+    nearest = np.where(has_next, follow, follow - 1)
+    inside = has_next & (content.session[nearest] == content.session[follow - 1])
+    low = ts[follow - 1] + W.CONVERSION_GAP_MS * 1000
+    high = np.where(has_next, ts[nearest] - W.CONVERSION_GAP_MS * 1000, np.iinfo(np.int64).max)
+    moment = np.where(inside, ts[nearest], np.clip(wanted, low, high))
+    kept = moment < days * W.DAY_MS * 1000
+    return Conversions(user=user[kept], ts_us=moment[kept], item=item[kept])
+
+
+def _ceil_ms(ts_us: Ints) -> Ints:
+    return -(-ts_us // 1000)
+
+
+def _standard(x: Floats) -> Floats:
+    sd = float(x.std())
+    return (x - x.mean()) / sd if sd > 0 else np.zeros_like(x)
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return np.asarray(1.0 / (1.0 + np.exp(-x)), dtype=np.float64)
+
+
+def _solve_intercept(logit: Floats) -> float:
+    """The a for which mean sigmoid(a + logit) is BASE_RATE, by bisection."""
+    low, high = -20.0, 20.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        if len(logit) and float(_sigmoid(logit + middle).mean()) > W.BASE_RATE:
+            high = middle
+        else:
+            low = middle
+    return (low + high) / 2

@@ -1,0 +1,193 @@
+"""Constants of the simulated worlds and the draw of one world: streams, mixes and planted cells.
+
+Every number of the simulator stands in this file (docs/method.md C.4). A change is dated in
+docs/experiments.md. Rates (events, impressions) are given for 42 days and scale with the span.
+
+What "clean" means for S0: no user habit, and the planted effect acts through the dwell that a log can
+show (events whose dwell is censored do not act), so the exposure of docs/method.md A.3 can be rebuilt from the events.
+S1 adds habits and lets censored events act too: a pipeline that skips habit centring or fills
+the last dwell of a session with 0 loses the planted effects there.
+No preset plants a position, item or activity effect: those belong to the worlds that come later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamix.errors import ConfigError
+
+Ints: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
+Bools: TypeAlias = NDArray[np.bool_]
+Kind = Literal["null", "trace", "weak", "strong", "u", "match"]
+
+# --- users and segments
+SEGMENT_SHARES = (0.35, 0.25, 0.18, 0.12, 0.07, 0.03)
+N_SEGMENTS = len(SEGMENT_SHARES)
+BASE_DAYS = 42
+EVENTS_MEDIAN, EVENTS_LOG_SD = 75.0, 0.8  # content events a user in BASE_DAYS, log-normal
+EVENTS_MAX = 3000
+HABIT_SD = 0.4  # of ln dwell, presets with a habit
+USER_EFFECT_SD = 0.6  # log-odds
+
+# --- streams
+SURFACES = ("feed", "shorts", "search", "shop")
+TYPES = ("view", "click", "like", "save", "share", "comment")
+N_STREAMS = len(SURFACES) * len(TYPES)
+MIX_CONCENTRATION, MIX_WEIGHT = 0.6, 0.85  # the rest is spread evenly, so no cell is empty
+MAX_NULL_SHARE = 0.6  # of a segment's events
+
+# --- planted effects: how many streams of each kind a segment has, and log-odds per SD of the exposure
+KIND_COUNTS: dict[Kind, int] = {"strong": 3, "weak": 6, "trace": 2, "u": 1, "null": 12}
+KIND_BETA: dict[Kind, float] = {
+    "strong": 0.5,
+    "weak": 0.2,
+    "trace": 0.05,
+    "u": 0.3,
+    "null": 0.0,
+    "match": 0.0,
+}
+"""For "u" the log-odds are per SD of the squared standardised exposure (capped at U_CAP)."""
+U_CAP = 9.0
+HORIZONS = (3, 10, 30, 100)  # newest events of the cell that act
+EMBARGO_MS = 60_000  # an event acts if strictly older than this before the impression
+Z_CLIP = 3.0
+BASE_RATE = 0.05
+
+# --- sessions and dwell
+SESSION_END_RATE = 0.2  # chance that an event is the last of its session: 5 events on average
+SESSION_END_LOG_SD = 0.4  # between users, presets with censoring
+SESSION_GAP_MS = 70 * 60_000  # least silence between sessions; above 2 x CONVERSION_GAP_MS
+DWELL_LOG_MEAN = (8.0, 10.6)  # ln ms, uniform over streams: 3 s to 40 s
+DWELL_LOG_SD = 0.9
+DWELL_MAX_MS = 1_500_000  # under the 30 minutes that would end the session
+BOUNCE_RATE, BOUNCE_MAX_MS = 0.05, 400
+HOUR_WEIGHTS = (2, 1, 1, 1, 1, 2, 4, 6, 7, 7, 7, 8, 9, 9, 8, 8, 8, 9, 11, 13, 14, 13, 9, 5)
+PHASE_HOURS = 2  # users live up to this much earlier or later
+WEEKEND_WEIGHT = 1.2
+
+# --- items, impressions, conversions
+N_ITEMS, N_CATEGORIES, N_ADVERTISERS, N_CAMPAIGNS = 5000, 40, 200, 600
+ZIPF_SHIFT = 20  # popularity of rank r is 1/(r + shift)
+REQUESTS = 8.0  # a user in BASE_DAYS; times the mean size: 20 impressions
+REQUEST_SIZES = (1, 2, 3, 4)
+IMPRESSION_OFFSET_MS = 55_000  # below the embargo: the event on screen never acts on its own impression
+RETARGET_RATE = 0.30  # impressions of an item that the user has met
+RETARGET_RATE_WITH_MATCH = 0.10
+MATCH_STREAMS = 2
+MATCH_MIX = 0.08  # events of each match stream, in every segment
+MATCH_RETARGET_RATE = 0.15  # impressions aimed at an item of that match stream
+MATCH_LOG_ODDS = 1.2  # of at least one earlier event of the stream on the impression's item
+ATTRIBUTION_MS = 24 * 3_600_000
+DELAY_SHAPE, DELAY_SCALE_MS, DELAY_MAX_MS = 0.7, 3 * 3_600_000, 23 * 3_600_000
+CONVERSION_GAP_MS = 31 * 60_000  # outside sessions a conversion keeps this distance, so that none is joined
+CONVERSION_SURFACE = "shop"
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Switches of one world. `censored_acts`: events without a visible dwell act on the label too."""
+
+    name: str
+    habit_sd: float = 0.0
+    session_end_log_sd: float = 0.0
+    censored_acts: bool = False
+    match_streams: int = 0
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset("S0"),
+        Preset("S1", habit_sd=HABIT_SD, session_end_log_sd=SESSION_END_LOG_SD, censored_acts=True),
+        Preset("S8", match_streams=MATCH_STREAMS),
+    )
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """What is planted. G segments (row g is segment g + 1), F streams.
+
+    streams: F names `surface/event_type`; mix (G, F) shares of a segment's events; kind (G, F) str;
+    beta (G, F) log-odds per SD of the exposure; match (G, F) log-odds of at least one matching event;
+    horizon (G, F) newest events that act; dwell_mean (F,) of ln ms.
+    """
+
+    preset: Preset
+    streams: tuple[str, ...]
+    mix: Floats
+    kind: NDArray[np.str_]
+    beta: Floats
+    match: Floats
+    horizon: Ints
+    dwell_mean: Floats
+
+    @property
+    def match_streams(self) -> Ints:
+        """Indices of the streams that act by the item alone."""
+        return np.flatnonzero((self.match != 0).any(axis=0))
+
+
+def preset_named(name: str) -> Preset:
+    """The preset of that name; raises ConfigError with the names that exist."""
+    if name not in PRESETS:
+        raise ConfigError.unknown_version("preset", name, sorted(PRESETS))
+    return PRESETS[name]
+
+
+def draw_world(preset: Preset, rng: np.random.Generator) -> World:
+    """One world of the preset: names, mixes, kinds, horizons and dwell means are drawn from `rng`."""
+    names = [f"{surface}/{kind}" for surface in SURFACES for kind in TYPES]
+    matching = np.sort(rng.choice(N_STREAMS, size=preset.match_streams, replace=False))
+    for stream in matching:
+        names[stream] = f"{names[stream].split('/')[0]}/{_random_word(rng)}"
+    mix = _draw_mix(matching, rng)
+    kind = np.stack([_draw_kinds(row, matching, rng) for row in mix])
+    beta = np.vectorize(KIND_BETA.__getitem__, otypes=[np.float64])(kind)
+    return World(
+        preset=preset,
+        streams=tuple(names),
+        mix=mix,
+        kind=kind,
+        beta=beta,
+        match=np.where(kind == "match", MATCH_LOG_ODDS, 0.0),
+        horizon=rng.choice(np.asarray(HORIZONS, dtype=np.int64), size=mix.shape),
+        dwell_mean=rng.uniform(*DWELL_LOG_MEAN, size=N_STREAMS),
+    )
+
+
+def _random_word(rng: np.random.Generator) -> str:
+    return "".join(chr(97 + int(letter)) for letter in rng.integers(26, size=8))
+
+
+def _draw_mix(matching: Ints, rng: np.random.Generator) -> Floats:
+    """Stream shares (G, F); match streams get MATCH_MIX each, the rest is scaled down to make room."""
+    mix = rng.dirichlet(np.full(N_STREAMS, MIX_CONCENTRATION), size=N_SEGMENTS)
+    mix = MIX_WEIGHT * mix + (1 - MIX_WEIGHT) / N_STREAMS
+    if len(matching):
+        mix[:, matching] = 0.0
+        mix *= (1 - MATCH_MIX * len(matching)) / mix.sum(axis=1, keepdims=True)
+        mix[:, matching] = MATCH_MIX
+    return np.asarray(mix, dtype=np.float64)
+
+
+def _draw_kinds(mix: Floats, matching: Ints, rng: np.random.Generator) -> NDArray[np.str_]:
+    """Kinds (F,) in random order, drawn again until null cells hold at most MAX_NULL_SHARE of the events."""
+    pool = [kind for kind, count in KIND_COUNTS.items() for _ in range(count)]
+    for _ in matching:
+        pool.remove("null")
+    free = np.setdiff1d(np.arange(N_STREAMS), matching)
+    kinds = np.full(N_STREAMS, "match", dtype="<U6")
+    for _ in range(10_000):
+        kinds[free] = rng.permutation(pool)
+        if mix[kinds == "null"].sum() <= MAX_NULL_SHARE:
+            return kinds
+    raise ConfigError(
+        f"no order of kinds keeps null cells under {MAX_NULL_SHARE:.0%} of the events; change --seed"
+    )

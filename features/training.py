@@ -1,0 +1,203 @@
+"""Training rows: labelled impressions with their part, segment and the kept history under one mask version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from dynamix.config import Config
+from dynamix.contracts import COLD_SEGMENT, TIERS, TRAINING_ROWS
+from dynamix.features.calendar import Calendar, instant_sql
+from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, map_histories
+from dynamix.features.streams import event_columns
+from dynamix.features.timeline import Ints
+
+__all__ = ["apply_quotas", "event_columns", "holdout_users", "quota_table", "training_rows", "with_segments"]
+
+HOLDOUT_PER_MILLE = 15
+NO_LIMIT = np.iinfo(np.int32).max
+_BOTH_TIERS = "*"
+_COLD_TIER = "passive"
+
+
+def holdout_users() -> Column:
+    """True for users that keep their full history in every mask version (1.5 % by hash of the id)."""
+    bucket = F.pmod(F.xxhash64(F.lit("holdout"), F.col("user_id")), F.lit(1000))
+    return bucket < HOLDOUT_PER_MILLE
+
+
+def training_rows(
+    events: DataFrame,
+    impressions: DataFrame,
+    segments: DataFrame,
+    masks: DataFrame | None,
+    *,
+    calendar: Calendar,
+    config: Config,
+    streams: DataFrame,
+    mask_version: str,
+) -> DataFrame:
+    """The `training_rows` of one mask version; `masks` None keeps every event of the history.
+
+    `events` carries `event_columns`, `impressions` the labels of features/conversions.py, `segments` is the SCD2
+    table of one lineage, `masks` the grid of this version alone. Grain: one row per impression whose part
+    (train, validate, test by event_ts) ends no earlier than its label_mature_ts; all others are left out.
+    The segment is the one valid at 00:00 of the impression's day; none: 0, passive. The mask keeps the newest
+    `quota` events per stream of what the history rule kept, so masked rows are subsets of keep-all rows; a
+    stream or segment that is not in the grid is kept. Hold-out users keep everything. Arrays are oldest
+    first: hist_z is 0 where an event has no usable dwell (its bin says so), hist_age_s is t_i − t in seconds.
+    The two grids, a few hundred rows, are read to the driver and travel in the kernel. Source: A.9.
+    """
+    ids = {str(r["stream"]): int(r["stream_id"]) for r in streams.select("stream", "stream_id").collect()}
+    quotas = None if masks is None else quota_table(_grid(masks), ids)
+    rows = with_segments(with_part(impressions, calendar), segments)
+    rows = rows.withColumn("mask_version", F.lit(mask_version)).withColumn("holdout", holdout_users())
+    return map_histories(
+        events,
+        rows.select(*_plain_columns()),
+        history=config.history,
+        kernel=_training_kernel(quotas),
+        schema=TRAINING_ROWS.ddl(),
+    )
+
+
+def with_part(impressions: DataFrame, calendar: Calendar) -> DataFrame:
+    """Impressions that belong to a part and are mature by its end, with `part`."""
+    part = F.lit(None).cast("string")
+    for name, period in calendar.parts.items():
+        mature = F.col("label_mature_ts") <= F.expr(instant_sql(period.end))
+        part = F.when(F.expr(period.sql("event_ts")) & mature, name).otherwise(part)
+    return impressions.withColumn("part", part).where("part IS NOT NULL")
+
+
+def with_segments(impressions: DataFrame, segments: DataFrame) -> DataFrame:
+    """Impressions with segment_id, tier and segment_version as of 00:00 of their UTC day; grain kept.
+
+    Of several rows valid at that instant the one with the latest valid_from counts (ties: the greatest
+    version). Users without one are in segment 0, passive, under the newest version of the table.
+    """
+    midnight = F.date_trunc("day", "event_ts")
+    dated = impressions.withColumn("_day", midnight)
+    valid = (F.col("valid_from") <= F.col("_day")) & (
+        F.col("valid_to").isNull() | (F.col("_day") < F.col("valid_to"))
+    )
+    chosen = F.max_by(
+        F.struct("segment_id", "tier", "segment_version"), F.struct("valid_from", "segment_version")
+    )
+    known = segments.select("user_id", "segment_id", "tier", "segment_version", "valid_from", "valid_to")
+    found = (
+        dated.select("user_id", "_day").distinct().join(known, "user_id").where(valid)
+        .groupBy("user_id", "_day").agg(chosen.alias("_segment"))
+    )  # fmt: skip
+    newest = segments.agg(F.coalesce(F.max("segment_version"), F.lit("none")).alias("_newest"))
+    joined = dated.join(found, ["user_id", "_day"], "left").crossJoin(F.broadcast(newest))
+    return (
+        joined.withColumn("segment_id", F.coalesce("_segment.segment_id", F.lit(COLD_SEGMENT)))
+        .withColumn("tier", F.coalesce("_segment.tier", F.lit(_COLD_TIER)))
+        .withColumn("segment_version", F.coalesce("_segment.segment_version", "_newest"))
+        .drop("_day", "_segment", "_newest")
+    )
+
+
+def quota_table(grid: list[tuple[int, str, str, int]], stream_ids: dict[str, int]) -> npt.NDArray[np.int32]:
+    """Quota (G, 2, F) by segment, tier (order of contracts.TIERS) and stream_id from mask rows.
+
+    Rows are (segment_id, tier or '*', stream, quota); cells that no row names have no limit, a row of one
+    tier wins over a '*' row. Streams without an id have no events and are ignored.
+    """
+    segments = 1 + max((row[0] for row in grid), default=-1)
+    width = 1 + max(stream_ids.values(), default=-1)
+    table = np.full((segments, len(TIERS), width), NO_LIMIT, dtype=np.int32)
+    for segment, tier, stream, quota in sorted(grid, key=lambda row: row[1] != _BOTH_TIERS):
+        if stream in stream_ids:
+            tiers = slice(None) if tier == _BOTH_TIERS else TIERS.index(tier)
+            table[segment, tiers, stream_ids[stream]] = quota
+    return table
+
+
+def apply_quotas(
+    offsets: Ints, index: Ints, stream: npt.NDArray[np.int16], limits: npt.NDArray[np.int32]
+) -> tuple[Ints, Ints]:
+    """Histories cut to the newest `limits[i, f]` events of each stream: new offsets and index.
+
+    `stream` holds the stream of every event (N,), `limits` is (B, F) with 0 = dropped; a stream id beyond F
+    is kept. Order stays oldest first.
+    """
+    rows = len(offsets) - 1
+    row = np.repeat(np.arange(rows, dtype=np.int64), np.diff(offsets))
+    of = stream[index].astype(np.int64)
+    width = int(max(limits.shape[1], of.max(initial=-1) + 1))
+    cell = row * width + of
+    order = np.argsort(cell, kind="stable")
+    last = np.searchsorted(cell[order], cell[order], side="right")
+    from_newest = np.empty(len(index), dtype=np.int64)
+    from_newest[order] = last - 1 - np.arange(len(index))
+    limit = np.full(len(index), NO_LIMIT, dtype=np.int64)
+    listed = of < limits.shape[1]
+    limit[listed] = limits[row[listed], of[listed]]
+    keep = from_newest < limit
+    kept = np.zeros(rows + 1, dtype=np.int64)
+    np.cumsum(np.bincount(row[keep], minlength=rows), out=kept[1:])
+    return kept, index[keep]
+
+
+def _grid(masks: DataFrame) -> list[tuple[int, str, str, int]]:
+    rows = masks.select("segment_id", "tier", "stream", "quota").collect()
+    return [(int(r["segment_id"]), str(r["tier"]), str(r["stream"]), int(r["quota"])) for r in rows]
+
+
+def _plain_columns() -> list[Column]:
+    """All columns of `training_rows` but the history arrays, made from labelled impressions."""
+    derived = {
+        "impression_id": F.col("event_id"),
+        "weight": F.coalesce("sample_weight", F.lit(1.0)),
+        "event_date": F.to_date("event_ts"),
+    }
+    plain = [c for c in TRAINING_ROWS.columns if not c.name.startswith("hist_")]
+    return [derived.get(c.name, F.col(c.name)).cast(c.sql_type).alias(c.name) for c in plain]
+
+
+def _training_kernel(quotas: npt.NDArray[np.int32] | None) -> Kernel:
+    def kernel(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Any:
+        if quotas is not None:
+            offsets, index = apply_quotas(offsets, index, events.stream, _limits(asked.frame, quotas))
+        if len(index) > np.iinfo(np.int32).max:
+            raise OverflowError(f"{len(index)} history events in one block; lower history.total")
+        columns = {name: asked.frame.column(name) for name in asked.frame.column_names}
+        columns |= _history_columns(events, asked, offsets, index)
+        return pa.table(columns).select(list(TRAINING_ROWS.names))
+
+    return kernel
+
+
+def _limits(frame: Any, quotas: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Quota of every impression and stream (B, F); hold-out users and unknown segments have none."""
+    segment = np.asarray(frame.column("segment_id").to_numpy(), dtype=np.int64)
+    tier = np.asarray(frame.column("tier").to_numpy() == TIERS[1], dtype=np.int64)
+    holdout = np.asarray(frame.column("holdout").to_numpy(), dtype=bool)
+    masked = ~holdout & (segment >= 0) & (segment < len(quotas))
+    limits = np.full((len(segment), quotas.shape[2]), NO_LIMIT, dtype=np.int32)
+    limits[masked] = quotas[segment[masked], tier[masked]]
+    return limits
+
+
+def _history_columns(
+    events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints
+) -> dict[str, Any]:
+    row = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
+    age_s = (asked.ts_us[row] - events.ts_us[index]) / 1e6
+    values = {
+        "hist_stream": pa.array(events.stream[index], pa.int16()),
+        "hist_item": events.item_name.take(pa.array(index)),
+        "hist_category": events.category_name.take(pa.array(index)),
+        "hist_dwell_bin": pa.array(events.dwell_bin[index], pa.int8()),
+        "hist_z": pa.array(np.nan_to_num(events.z[index]).astype(np.float32)),
+        "hist_age_s": pa.array(age_s.astype(np.float32)),
+    }
+    ends = pa.array(offsets.astype(np.int32))
+    return {name: pa.ListArray.from_arrays(ends, value) for name, value in values.items()}
