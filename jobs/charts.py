@@ -1,0 +1,283 @@
+"""Charts as inline SVG text: pure functions of plain values, no script, no outside reference.
+
+Every drawing is 360 units wide, so its letters stay readable on a phone; colours are CSS classes of the
+page (`c0`, `c1` ...), so light and dark both work, and shape or text carries whatever colour says.
+All names are escaped. Lengths are SVG units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH = 360
+Z95 = 1.959964
+Z90 = 1.644854
+"""Half widths of two-sided 95 % and 90 % normal intervals, in standard errors."""
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """An effect with its standard error (log-odds per SD) and the verdict that it led to."""
+
+    name: str
+    beta: float
+    se: float
+    verdict: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A value with an interval that may be absent."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    mark: int = 0
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A bin with its label rate and interval, all as fractions; `n` is the impressions behind it."""
+
+    name: str
+    rate: float
+    low: float
+    high: float
+    n: int
+
+
+def wilson(positives: float, n: float, *, z: float = Z95) -> tuple[float, float]:
+    """Wilson interval of a share; (0, 1) when n is 0. Source: Wilson 1927, in its closed form.
+
+    It takes rows as independent: users who appear often make the true interval wider.
+
+    >>> [round(v, 4) for v in wilson(5, 100)]
+    [0.0215, 0.1118]
+    """
+    if n <= 0:
+        return 0.0, 1.0
+    p = positives / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def ticks(low: float, high: float, *, least: int = 3) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high], ascending.
+
+    The widest spacing that leaves at least `least` of them; just [low] where the range is empty.
+
+    >>> ticks(0, 1)
+    [0.0, 0.5, 1.0]
+    """
+    span = high - low
+    if span <= 0 or not math.isfinite(span):
+        return [low]
+    power = math.floor(math.log10(span))
+    found: list[float] = []
+    for step in (m * 10.0**p for p in (power, power - 1) for m in (5, 2, 1)):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        found = [round(i * step, 12) for i in range(first, last + 1)]
+        if len(found) >= least:
+            break
+    return found
+
+
+def forest(rows: Sequence[ForestRow], *, delta: float, title: str) -> str:
+    """Effects with 95 % intervals (thin) and 90 % (thick) against the band ±delta; one line a row.
+
+    The thick bar inside the band is what lets one cell alone be called negligible; a bar that crosses the
+    band's edge is why a cell is undecided. Bars that leave the drawing end in an arrow.
+    """
+    if not rows:
+        return empty(title, "no effects were measured")
+    left, right, top, pitch = 142, 318, 22, 17
+    reach = max(2.5 * delta, *(min(abs(r.beta) + Z95 * r.se, 8 * delta) for r in rows))
+    height = top + pitch * len(rows) + 30
+
+    def x(value: float) -> float:
+        return left + (min(max(value, -reach), reach) + reach) / (2 * reach) * (right - left)
+
+    base = top + pitch * len(rows)
+    parts = [
+        f'<rect class="band" x="{x(-delta):.1f}" y="{top - 4}" width="{x(delta) - x(-delta):.1f}" '
+        f'height="{base - top + 4}"/>',
+        f'<text class="small" x="{x(0):.1f}" y="12" text-anchor="middle">±{delta:g} is negligible</text>',
+    ]
+    parts += [_vertical(x(edge), top - 4, base, "edge") for edge in (-delta, delta)]
+    parts.append(_vertical(x(0), top - 4, base, "axis"))
+    for i, row in enumerate(rows):
+        parts.append(_forest_row(row, y=top + pitch * i + pitch / 2, x=x, reach=reach))
+    marks = [tick for tick in ticks(-reach, reach) if abs(tick) <= reach]
+    parts += [_tick(x(tick), base, f"{tick:g}") for tick in marks]
+    parts.append(_label(f"log-odds per SD ({len(rows)} rows)", (left + right) / 2, height - 2))
+    return _svg(parts, height, title)
+
+
+def _forest_row(row: ForestRow, *, y: float, x: Callable[[float], float], reach: float) -> str:
+    thin = (row.beta - Z95 * row.se, row.beta + Z95 * row.se)
+    thick = (row.beta - Z90 * row.se, row.beta + Z90 * row.se)
+    tip = (
+        f"{row.name}: {row.beta:+.3f}, 95 % {thin[0]:+.3f} to {thin[1]:+.3f}, {row.verdict}"
+        f"{'; ' + row.note if row.note else ''}"
+    )
+    parts = [f"<g><title>{escape(tip)}</title>"]
+    parts.append(f'<text x="138" y="{y + 4:.1f}" text-anchor="end">{escape(shorten(row.name, 22))}</text>')
+    parts.append(
+        f'<line class="thin" x1="{x(thin[0]):.1f}" x2="{x(thin[1]):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    )
+    parts.append(
+        f'<line class="thick" x1="{x(thick[0]):.1f}" x2="{x(thick[1]):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    )
+    if abs(row.beta) <= reach:
+        parts.append(f'<circle class="c0" cx="{x(row.beta):.1f}" cy="{y:.1f}" r="2.2"/>')
+    if thin[1] > reach:
+        parts.append(f'<text class="small" x="{x(reach):.1f}" y="{y + 3.5:.1f}">›</text>')
+    if thin[0] < -reach:
+        parts.append(f'<text class="small" x="{x(-reach):.1f}" y="{y + 3.5:.1f}" text-anchor="end">‹</text>')
+    parts.append(
+        f'<text class="small" x="358" y="{y + 4:.1f}" text-anchor="end">{escape(row.verdict)}</text></g>'
+    )
+    return "".join(parts)
+
+
+def dots(rows: Sequence[Dot], *, title: str, unit: str, reference: float | None = None) -> str:
+    """Values with intervals, one a line; marks differ in shape (circle, square, triangle, diamond)."""
+    if not rows:
+        return empty(title, "not measured")
+    left, right, top, pitch = 112, 300, 16, 24
+    seen = [v for r in rows for v in (r.value, r.low, r.high) if v is not None]
+    seen += [] if reference is None else [reference]
+    low, high = _room(min(seen), max(seen))
+    base = top + pitch * len(rows)
+    height = base + 32
+
+    def x(value: float) -> float:
+        return left + (value - low) / (high - low) * (right - left)
+
+    parts = [_vertical(x(reference), top - 6, base, "edge")] if reference is not None else []
+    for i, row in enumerate(rows):
+        y = top + pitch * i + pitch / 2
+        tip = f"{row.name}: {row.value:.5g}" + (
+            f", 95 % {row.low:.5g} to {row.high:.5g}" if row.low is not None and row.high is not None else ""
+        )
+        parts.append(f"<g><title>{escape(tip)}</title>")
+        parts.append(
+            f'<text x="106" y="{y + 4:.1f}" text-anchor="end">{escape(shorten(row.name, 17))}</text>'
+        )
+        if row.low is not None and row.high is not None:
+            parts.append(
+                f'<line class="thick" x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            )
+        parts.append(_mark(row.mark, x(row.value), y))
+        text = row.text or f"{row.value:.4f}"
+        parts.append(
+            f'<text class="small" x="358" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text></g>'
+        )
+    parts += [_tick(x(tick), base, f"{tick:g}") for tick in ticks(low, high)]
+    parts.append(_label(unit, (left + right) / 2, height - 2))
+    return _svg(parts, height, title)
+
+
+def curve(rates: Sequence[Rate], *, title: str, unit: str, base_rate: float | None = None) -> str:
+    """Label rate per bin with its interval, in the order given; the dashed line is the base rate."""
+    if not rates:
+        return empty(title, "no bin holds an impression")
+    left, right, top, bottom = 46, 350, 14, 150
+    # an almost empty bin would flatten the rest: the scale follows the rates and the well filled bins
+    crowded = [r.high for r in rates if r.n >= 30] or [r.high for r in rates]
+    high = max(max(crowded), max(r.rate for r in rates), base_rate or 0.0) * 1.05 or 1.0
+    step = (right - left) / len(rates)
+
+    def y(value: float) -> float:
+        return bottom - min(value, high) / high * (bottom - top)
+
+    parts = [_grid_line(left, right, y(t), f"{100 * t:.3g} %") for t in ticks(0, high)]
+    if base_rate is not None:
+        parts.append(
+            f'<line class="edge" x1="{left}" x2="{right}" y1="{y(base_rate):.1f}" y2="{y(base_rate):.1f}"/>'
+        )
+    centres = [left + step * (i + 0.5) for i in range(len(rates))]
+    path = " ".join(f"{cx:.1f},{y(r.rate):.1f}" for cx, r in zip(centres, rates, strict=True))
+    parts.append(f'<polyline class="path" points="{path}"/>')
+    every = max(1, math.ceil(len(rates) / 8))
+    for i, (cx, r) in enumerate(zip(centres, rates, strict=True)):
+        tip = f"{r.name}: {100 * r.rate:.2f} %, 95 % {100 * r.low:.2f} to {100 * r.high:.2f} %, {r.n:,} impressions"
+        parts.append(
+            f'<g><title>{escape(tip)}</title><line class="thick" x1="{cx:.1f}" x2="{cx:.1f}" '
+            f'y1="{y(r.low):.1f}" y2="{y(r.high):.1f}"/>{_mark(0, cx, y(r.rate))}</g>'
+        )
+        if i % every == 0:
+            parts.append(_tick(cx, bottom, r.name))
+    parts.append(_label(unit, (left + right) / 2, bottom + 32))
+    return _svg(parts, bottom + 36, title)
+
+
+def empty(title: str, why: str) -> str:
+    """A drawing that says why there is none."""
+    text = f'<text x="{WIDTH / 2}" y="24" text-anchor="middle">{escape(why)}</text>'
+    return _svg([text], 40, title)
+
+
+def shorten(text: str, length: int) -> str:
+    """`text`, or its two ends around an ellipsis so that it has at most `length` characters (>= 3).
+
+    >>> shorten("surface_07/purchase", 11)
+    'surfa…chase'
+    """
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 2
+    return text[:head] + "…" + text[-(length - 1 - head) :]
+
+
+def _room(low: float, high: float) -> tuple[float, float]:
+    span = high - low or abs(high) * 0.01 or 1.0
+    return low - 0.08 * span, high + 0.08 * span
+
+
+def _mark(kind: int, x: float, y: float) -> str:
+    shape = kind % 4
+    css = f'class="c{kind % 4}"'
+    if shape == 0:
+        return f'<circle {css} cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+    if shape == 1:
+        return f'<rect {css} x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"/>'
+    if shape == 2:
+        points = f"{x:.1f},{y - 5:.1f} {x - 5:.1f},{y + 4:.1f} {x + 5:.1f},{y + 4:.1f}"
+    else:
+        points = f"{x:.1f},{y - 5:.1f} {x - 5:.1f},{y:.1f} {x:.1f},{y + 5:.1f} {x + 5:.1f},{y:.1f}"
+    return f'<polygon {css} points="{points}"/>'
+
+
+def _vertical(x: float, top: float, bottom: float, css: str) -> str:
+    return f'<line class="{css}" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>'
+
+
+def _grid_line(left: float, right: float, y: float, text: str) -> str:
+    return (
+        f'<line class="axis" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text class="small" x="{left - 4}" y="{y + 3.5:.1f}" text-anchor="end">{escape(text)}</text>'
+    )
+
+
+def _tick(x: float, y: float, text: str) -> str:
+    return f'<text class="small" x="{x:.1f}" y="{y + 13:.1f}" text-anchor="middle">{escape(text)}</text>'
+
+
+def _label(text: str, x: float, y: float) -> str:
+    return f'<text class="small" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{escape(text)}</text>'
+
+
+def _svg(parts: Sequence[str], height: float, title: str) -> str:
+    name = escape(title, quote=True)
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{name}">'
+        f"{''.join(parts)}</svg>"
+    )

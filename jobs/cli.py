@@ -1,0 +1,176 @@
+"""The `dynamix` command: argv in, an exit code out; errors are one or two lines, never a bare trace."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dynamix.config import Config
+from dynamix.errors import DynamixError, GuardError
+from dynamix.jobs.options import build_parser
+
+
+@dataclass
+class Outcome:
+    """What `--json` prints: fixed keys, see docs/architecture.md."""
+
+    verb: str
+    run_id: str = ""
+    run_date: str = ""
+    status: str = "done"
+    exit_code: int = 0
+    tables: dict[str, dict[str, int]] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    verdicts: dict[str, int] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    message: str = ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit code of docs/architecture.md ("Exit codes")."""
+    arguments = build_parser().parse_args(argv)
+    outcome = Outcome(verb=arguments.verb)
+    try:
+        HANDLERS[arguments.verb](arguments, outcome)
+    except DynamixError as trouble:
+        _fail(outcome, arguments, trouble.exit_code, trouble.message)
+    except KeyboardInterrupt:
+        _fail(outcome, arguments, 130, "interrupted; what was written stays, run again to go on from there")
+    except Exception as trouble:
+        first = str(trouble).strip().splitlines()[0] if str(trouble).strip() else type(trouble).__name__
+        code = 5 if "No space left" in str(trouble) else 1
+        _fail(outcome, arguments, code, f"{type(trouble).__name__}: {first[:400]} (--debug shows the trace)")
+    if arguments.json:
+        print(json.dumps(asdict(outcome), default=str))
+    return outcome.exit_code
+
+
+def _fail(outcome: Outcome, arguments: Namespace, code: int, message: str) -> None:
+    outcome.status = "interrupted" if code == 130 else "failed"
+    outcome.exit_code = code
+    outcome.message = message
+    if arguments.debug:
+        traceback.print_exc()
+    print(f"dynamix {arguments.verb}: {message}", file=sys.stderr)
+
+
+def _say(arguments: Namespace, *lines: str) -> None:
+    stream = sys.stderr if arguments.json else sys.stdout
+    for line in lines:
+        print(line, file=stream, flush=True)
+
+
+def _simulate(arguments: Namespace, outcome: Outcome) -> None:
+    from dynamix.features.simulate import simulate
+
+    summary = simulate(
+        arguments.out,
+        preset=arguments.preset,
+        users=arguments.users,
+        days=arguments.days,
+        seed=arguments.seed,
+    )
+    outcome.facts = asdict(summary)
+    _say(arguments, f"wrote {arguments.out}: {outcome.facts}")
+
+
+def _import(arguments: Namespace, outcome: Outcome) -> None:
+    from dynamix.features.sources.kuairand import import_kuairand
+    from dynamix.features.sources.trivago import import_trivago
+
+    importer: Callable[[Path, Path], Any] = {"trivago": import_trivago, "kuairand": import_kuairand}[
+        arguments.dataset
+    ]
+    outcome.facts = asdict(importer(arguments.source, arguments.out))
+    _say(arguments, f"wrote {arguments.out}: {outcome.facts}")
+
+
+def _init(arguments: Namespace, outcome: Outcome) -> None:
+    from dynamix.jobs.init import init
+
+    proposal = init(arguments.events)
+    outcome.facts = {"path": str(proposal.path), "missing": proposal.missing, "rows_seen": proposal.rows_seen}
+    _say(arguments, f"wrote {proposal.path} from {proposal.rows_seen:,} rows:", proposal.text)
+    for name in proposal.missing:
+        outcome.warnings.append(f"no column looks like {name!r}; map it under columns in {proposal.path}")
+    _say(arguments, *outcome.warnings)
+
+
+def _doctor(arguments: Namespace, outcome: Outcome) -> None:
+    from dynamix.jobs.doctor import doctor
+
+    checks = doctor(arguments.warehouse)
+    outcome.facts = {"checks": [asdict(check) for check in checks]}
+    for check in checks:
+        _say(arguments, f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.found}")
+        if not check.ok:
+            _say(arguments, f"     fix: {check.fix}")
+    if not all(check.ok for check in checks):
+        outcome.status, outcome.exit_code = "failed", 5
+
+
+def _settings(arguments: Namespace) -> Config:
+    from dynamix.jobs.settings import resolve_config
+
+    return resolve_config(
+        warehouse=arguments.warehouse,
+        events=getattr(arguments, "events", None),
+        files=arguments.config,
+        settings=arguments.settings,
+    )
+
+
+def _on_warehouse(arguments: Namespace, outcome: Outcome) -> None:
+    from dynamix.jobs.verbs import run_verb
+
+    config = _settings(arguments)
+    result, run = run_verb(arguments, config)
+    outcome.run_id, outcome.run_date = run.run_id, str(run.run_date)
+    outcome.metrics, outcome.verdicts = result.metrics, result.verdicts
+    outcome.skipped, outcome.warnings = result.skipped, result.warnings
+    outcome.facts = {**result.facts, "counters": result.counters}
+    for name, version in result.tables.items():
+        rows = run.warehouse.read(run.spark, name).count() if arguments.json else -1
+        outcome.tables[name] = {"version": version, "rows": rows}
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    _say(arguments, *str(result.facts.get("text", "")).splitlines())
+    _refuse_no_change(arguments, result.verdicts, result.facts)
+
+
+def _refuse_no_change(arguments: Namespace, verdicts: dict[str, int], facts: dict[str, str]) -> None:
+    if getattr(arguments, "require_change", False) and not verdicts.get("drop"):
+        raise GuardError("the mask drops nothing and --require-change was given; see `dynamix power`")
+    if getattr(arguments, "require_champion", False) and facts.get("alias") != "champion":
+        raise GuardError("no model was promoted and --require-champion was given; see evidence.json")
+
+
+def _demo(arguments: Namespace, outcome: Outcome) -> None:
+    from dynamix.jobs.demo import demo
+
+    demo(arguments, outcome)
+
+
+HANDLERS: dict[str, Callable[[Namespace, Outcome], None]] = {
+    "init": _init,
+    "simulate": _simulate,
+    "import": _import,
+    "doctor": _doctor,
+    "demo": _demo,
+    **dict.fromkeys(
+        ("ingest", "features", "segment", "mask", "train", "score", "run", "report", "plan", "power"),
+        _on_warehouse,
+    ),
+}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,95 @@
+"""The command line's grammar: one parser, the common options, the verbs and what each says of itself."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import date
+from pathlib import Path
+
+from dynamix import __version__
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date; allowed: YYYY-MM-DD") from None
+
+
+def _common() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("common options")
+    group.add_argument("--config", type=Path, action="append", default=[], help="YAML file; later ones win")
+    group.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    group.add_argument("--run-date", type=_day, help="the run sees events before this day 00:00 UTC")
+    group.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    group.add_argument("--quiet", action="store_true", help="no progress lines")
+    group.add_argument("--debug", action="store_true", help="show the trace of an error")
+    return common
+
+
+def _warehouse(parser: argparse.ArgumentParser, *, events: bool = False) -> None:
+    parser.add_argument("--warehouse", type=Path, required=True, help="directory that holds the tables")
+    if events:
+        parser.add_argument("--events", required=True, help="path or table of raw events")
+        parser.add_argument("--allow-empty", action="store_true", help="an empty source is meant")
+        parser.add_argument("--rebuild", action="store_true", help="write over another definition")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs with their options; `dynamix VERB --help` explains each."""
+    parser = argparse.ArgumentParser(
+        prog="dynamix", description="Event features, segments and keep/boost masks for ads rankers."
+    )
+    parser.add_argument("--version", action="version", version=f"dynamix {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    common = _common()
+
+    def verb(name: str, text: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=text, description=text, parents=[common])
+
+    init = verb("init", "look at your own events and propose a commented dynamix.yaml")
+    init.add_argument("--events", type=Path, required=True)
+
+    simulate = verb("simulate", "write a seeded world with planted truth")
+    simulate.add_argument("--out", type=Path, required=True)
+    simulate.add_argument("--preset", default="S0")
+    simulate.add_argument("--users", type=int, default=20_000)
+    simulate.add_argument("--days", type=int, default=42)
+    simulate.add_argument("--seed", type=int, default=0)
+
+    importer = verb("import", "turn a public data set's own files into canonical raw events")
+    importer.add_argument("dataset", choices=["trivago", "kuairand"])
+    importer.add_argument("source", type=Path)
+    importer.add_argument("--out", type=Path, required=True)
+
+    _warehouse(verb("ingest", "raw events → events, events_quarantine"), events=True)
+    _warehouse(verb("features", "events → sessions, surfaces, user statistics, streams"))
+    _warehouse(verb("segment", "fit, assign and register user segments"))
+    mask = verb("mask", "relevance per segment × stream → keep/boost masks")
+    _warehouse(mask)
+    mask.add_argument("--given", choices=["baseline", "champion", "none"], help="prediction to start from")
+    mask.add_argument("--require-change", action="store_true", help="exit 4 if nothing is dropped")
+    train = verb("train", "train the arms, judge them, register the winner")
+    _warehouse(train)
+    train.add_argument("--truth", type=Path, help="truth_impressions of a simulated world")
+    train.add_argument("--require-champion", action="store_true", help="exit 4 if nothing is promoted")
+    score = verb("score", "score impressions with the registered ranker")
+    _warehouse(score)
+    score.add_argument("--model", help="e.g. models:/dynamix-ranker@champion")
+    run = verb("run", "the whole cycle; unchanged steps are skipped")
+    _warehouse(run, events=True)
+    run.add_argument("--truth", type=Path, help="truth_impressions of a simulated world")
+    report = verb("report", "one self-contained HTML page")
+    _warehouse(report)
+    report.add_argument("--out", type=Path)
+    plan = verb("plan", "what a run would do, and why (a dry run)")
+    _warehouse(plan)
+    plan.add_argument("--events", help="path or table of raw events")
+    _warehouse(verb("power", "which cells these data can decide, and how many more days the rest needs"))
+    doctor = verb("doctor", "check the environment and say how to mend it")
+    doctor.add_argument("--warehouse", type=Path)
+    demo = verb("demo", "a first small world, then the full demo world")
+    demo.add_argument("--out", type=Path, default=Path("demo"))
+    demo.add_argument("--users", type=int, default=20_000)
+    return parser

@@ -1,0 +1,112 @@
+"""`run`: the whole cycle in order; a step whose inputs, config and code are unchanged is skipped and named."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from dynamix.config import DEFINITION_SECTIONS
+from dynamix.errors import DynamixError
+from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.features import features
+from dynamix.jobs.ingest import ingest
+from dynamix.jobs.mask import mask
+from dynamix.jobs.report import report
+from dynamix.jobs.run_log import Step, fingerprint, is_done, record
+from dynamix.jobs.score import score
+from dynamix.jobs.segment import segment
+from dynamix.jobs.train import train
+
+_RAW = (*DEFINITION_SECTIONS, "format", "contract", "known_streams", "max_quarantined", "future_tolerance_s")
+_IMPRESSIONS = ("attribution", "history", "calendar", "labels", "prediction_rows", "streams")
+STEPS: dict[str, Step] = {
+    step.verb: step
+    for step in (
+        Step("ingest", ingest, (), ("events", "events_quarantine"), _RAW),
+        Step(
+            "features",
+            features,
+            ("events",),
+            ("streams", "ebf_session", "ebf_surface", "user_stats"),
+            (*_RAW, "calendar", "streams"),
+        ),
+        Step(
+            "segment",
+            segment,
+            ("events", "streams", "user_stats"),
+            ("segments", "segment_registry"),
+            ("segmentation", "calendar", "streams"),
+        ),
+        Step(
+            "mask",
+            mask,
+            ("events", "streams", "user_stats", "segments"),
+            ("cell_stats", "masks", "mask_audit"),
+            (*_IMPRESSIONS, "mask"),
+        ),
+        Step(
+            "train",
+            train,
+            ("events", "streams", "user_stats", "segments", "masks"),
+            ("training_rows",),
+            (*_IMPRESSIONS, "mask", "train", "label_meaning"),
+        ),
+        Step("score", score, ("training_rows",), ("scores",), ("train", "labels")),
+    )
+}
+
+
+def execute(run: Run, verb: str, *, skip: bool, source: str | None = None, **options: Any) -> StepResult:
+    """Run one step, or skip it; its row of the run log is written either way, also when it fails."""
+    step = STEPS[verb]
+    mark = fingerprint(run, step, source=source, extra=(f"{k}={v}" for k, v in options.items()))
+    if skip and is_done(run, step, mark):
+        run.note(f"{verb}: skipped, inputs, config and code unchanged")
+        skipped = StepResult(skipped=[verb])
+        record(run, step, status="skipped", mark=mark, result=skipped, seconds=0.0)
+        return skipped
+    run.note(f"{verb}: started")
+    start = time.monotonic()
+    try:
+        result = step.action(run, **({"events": source} if source else {}), **options)
+    except DynamixError as trouble:
+        record(
+            run,
+            step,
+            status="failed",
+            mark=mark,
+            result=StepResult(),
+            seconds=time.monotonic() - start,
+            message=trouble.message,
+        )
+        raise
+    seconds = time.monotonic() - start
+    record(run, step, status="done", mark=mark, result=result, seconds=seconds)
+    run.note(f"{verb}: done in {seconds:.1f} s")
+    return result
+
+
+def run_all(run: Run, *, events: str, truth: Path | None = None, **options: Any) -> StepResult:
+    """ingest → features → segment → mask → train → score → report. Raises the first step's error."""
+    total = StepResult()
+    per_verb: dict[str, dict[str, Any]] = {
+        "ingest": {k: v for k, v in options.items() if k in {"allow_empty", "rebuild"}},
+        "train": {"truth": truth} if truth else {},
+    }
+    for verb in STEPS:
+        source = events if verb == "ingest" else None
+        merge(total, execute(run, verb, skip=True, source=source, **per_verb.get(verb, {})))
+    merge(total, report(run))
+    return total
+
+
+def merge(total: StepResult, part: StepResult) -> None:
+    """Add a step's findings to those of the whole run."""
+    total.tables.update(part.tables)
+    total.metrics.update(part.metrics)
+    total.counters.update(part.counters)
+    total.verdicts.update(part.verdicts)
+    total.warnings.extend(part.warnings)
+    total.skipped.extend(part.skipped)
+    total.facts.update(part.facts)

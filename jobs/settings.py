@@ -1,0 +1,50 @@
+"""Which config a verb runs under: `--set`, then `--config`, then the one beside the events or in the warehouse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from dynamix.config import Config, load_config
+
+STORED = "config.yaml"
+
+
+def resolve_config(
+    *, warehouse: Path | None, events: str | None, files: Sequence[Path], settings: Sequence[str]
+) -> Config:
+    """The typed config of this call. A later verb starts from what `ingest` or `run` stored."""
+    layers: list[Path] = []
+    beside = _beside(events)
+    if beside is not None:
+        layers.append(beside)
+    elif warehouse is not None and (warehouse / "_dynamix" / STORED).is_file():
+        layers.append(warehouse / "_dynamix" / STORED)
+    return load_config(files=[*layers, *files], settings=settings)
+
+
+def store_config(warehouse: Path, config: Config) -> None:
+    """Keep the resolved config with the warehouse, for verbs that are called without --events."""
+    folder = warehouse / "_dynamix"
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f"{STORED}.new"
+    draft.write_text(dump(config), encoding="utf-8")
+    draft.replace(folder / STORED)
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML, complete with its defaults."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=True)
+    return text
+
+
+def _beside(events: str | None) -> Path | None:
+    if events is None:
+        return None
+    source = Path(events)
+    for folder in (source, source.parent):
+        if (folder / "dynamix.yaml").is_file():
+            return folder / "dynamix.yaml"
+    return None

@@ -1,0 +1,90 @@
+"""Verbs that work on a warehouse: open the session, settle the run date, call the step."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from dynamix.config import Config
+from dynamix.errors import InputError
+from dynamix.features.tables import Warehouse
+from dynamix.jobs.context import Run, StepResult, new_run_id
+from dynamix.jobs.plan import plan
+from dynamix.jobs.power import power
+from dynamix.jobs.report import report
+from dynamix.jobs.run import STEPS, execute, run_all
+from dynamix.jobs.session import get_spark
+from dynamix.jobs.settings import dump, store_config
+
+_READERS: dict[str, Callable[..., StepResult]] = {"report": report, "power": power, "plan": plan}
+
+
+def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:
+    """Run one warehouse verb under this config. Raises DynamixError with the exit code."""
+    events: str | None = getattr(arguments, "events", None)
+    refuse_missing_source(events)
+    run = open_run(arguments.warehouse, config, events, run_date=arguments.run_date, quiet=arguments.quiet)
+    (run.folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    if events is not None and arguments.verb != "plan":
+        store_config(run.warehouse.root, config)
+    return _dispatch(arguments, run, events), run
+
+
+def open_run(
+    warehouse: Path | str, config: Config, events: str | None, *, run_date: date | None, quiet: bool = False
+) -> Run:
+    """A session and a Run whose date is `run_date`, else the day after the latest ingest."""
+    spark = get_spark()
+    place = Warehouse(warehouse)
+    when = run_date or latest_run_date(spark, place, config, events)
+    return Run(spark=spark, warehouse=place, config=config, run_date=when, run_id=new_run_id(), quiet=quiet)
+
+
+def latest_run_date(spark: SparkSession, warehouse: Warehouse, config: Config, events: str | None) -> date:
+    """The day after the latest `ingest_ts` of the source, or of the events table."""
+    if events is not None:
+        from dynamix.features.events import latest_ingest
+        from dynamix.features.raw import read_raw
+
+        return latest_ingest(read_raw(spark, events, config=config), config=config)
+    newest = warehouse.read(spark, "events").agg(F.max(F.to_date("ingest_ts")).alias("d")).collect()[0]["d"]
+    if newest is None:
+        raise InputError.empty("table 'events'")
+    return newest + timedelta(days=1)  # type: ignore[no-any-return]
+
+
+def refuse_missing_source(events: str | None) -> None:
+    """InputError before a session is started when `events` looks like a path and is not there."""
+    if events is None or Path(events).exists() or ("://" in events) or ("/" not in events and "." in events):
+        return
+    raise InputError(f"--events {events}: no such file or folder; check the path")
+
+
+def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:
+    verb = arguments.verb
+    if verb == "run":
+        return run_all(
+            run,
+            events=str(events),
+            truth=arguments.truth,
+            allow_empty=arguments.allow_empty,
+            rebuild=arguments.rebuild,
+        )
+    if verb == "plan":
+        return plan(run, events=events)
+    if verb == "report":
+        return report(run, out=arguments.out)
+    if verb == "power":
+        return power(run)
+    options: dict[str, object] = {}
+    for name in ("allow_empty", "rebuild", "given", "truth", "model"):
+        value = getattr(arguments, name, None)
+        if value:
+            options[name] = value
+    assert verb in STEPS, verb  # the parser's choices and the steps agree
+    return execute(run, verb, skip=False, source=events, **options)

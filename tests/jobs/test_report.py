@@ -1,0 +1,275 @@
+"""The page is self-contained, complete, escaped and legible; the terminal map fits its width."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from datetime import date
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from dynamix.contracts import VERDICTS
+from dynamix.jobs import heatmap
+from dynamix.jobs.report import furthest, render, write_whole
+from dynamix.jobs.report_data import (
+    Arm,
+    Bin,
+    Cell,
+    Channel,
+    Curve,
+    Evidence,
+    LogStep,
+    ReportData,
+    SegmentInfo,
+    cells_from_rows,
+    newest_evidence,
+)  # fmt: skip
+from dynamix.jobs.report_load import match_truth
+
+EVIL = '<script>alert("x")</script>&'
+
+
+def sample() -> ReportData:
+    """Two segments x four streams with every verdict, evil names, and a part of everything."""
+    names, streams = {0: "cold", 3: EVIL}, ("feed/view", "shop/buy", EVIL, "mail/open")
+    cells = tuple(
+        Cell(
+            i,
+            name,
+            "*",
+            stream,
+            verdict != "drop",
+            verdict,
+            f"why {i} {k}",
+            50,
+            0.0,
+            0.01,
+            0.001,
+            0.02,
+            120,
+            2.5,
+        )
+        for i, name in names.items()
+        for k, (stream, verdict) in enumerate(zip(streams, VERDICTS, strict=True))
+    )
+    channels = tuple(
+        Channel(
+            c.segment_id,
+            "*",
+            c.stream,
+            "conversion",
+            "dwell",
+            900,
+            120,
+            0.1,
+            0.05,
+            0.01,
+            0.0,
+            0.02,
+            100.0,
+            140.0,
+            1,
+        )
+        for c in cells
+    )
+    return ReportData(
+        run_id="r1", run_date=date(2024, 2, 12), config_hash="c0ffee", mask_version="m20240212-00000000",
+        segment_version="s20240212-00000000", mask_status="proposed", cells=cells, channels=channels,
+        curves=(Curve(3, "feed/view", "conversion", (Bin("1 s", 100, 4), Bin("2 s", 0, 0), Bin("4 s", 50, 5))),),
+        segments=tuple(SegmentInfo(i, n, {"active": 10, "passive": 30}, "mix", "birth") for i, n in names.items()),
+        steps=(LogStep("ingest", "done", 1.5, 100, 90, 7, 3, "c0ffee", {"events": "v1"}),),
+        versions={"events": 4}, evidence=Evidence((Arm("keep-all", ne=0.9, tokens=10.0), Arm("masked", tokens=5.0))),
+        label_meaning="paid click-out", statistics_days=21.0,
+    )  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and the rows of the table of cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in {"meta", "link", "wbr"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+
+def test_the_page_asks_for_nothing_outside_and_runs_no_script() -> None:
+    text = render(sample())
+    page = Page(text)
+    assert page.open == []
+    assert not {tag for tag, _ in page.tags} & {"script", "img", "iframe", "object", "embed"}
+    for _, attributes in page.tags:
+        for key in ("src", "href", "srcset", "action"):
+            assert (attributes.get(key) or "data:,").startswith("data:")
+        assert not any(key.startswith("on") for key in attributes)
+    assert not re.search(r"url\(|@import|https?:", text)
+    assert "default-src 'none'" in text
+
+
+def test_data_is_escaped_everywhere() -> None:
+    text = render(sample())
+    assert EVIL not in text and "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_the_table_holds_exactly_the_rows_of_the_mask() -> None:
+    text = render(sample())
+    table = text[text.index('<table id="cells">') :]
+    body = table[table.index("<tbody>") : table.index("</tbody>")]
+    found = re.findall(r"why (\d) (\d)", body)
+    assert sorted(found) == sorted((str(i), str(k)) for i in (0, 3) for k in range(4))
+
+
+def test_every_number_of_the_label_says_what_it_means() -> None:
+    assert render(sample()).count("paid click-out") >= 5
+
+
+def test_what_was_not_measured_is_named() -> None:
+    text = render(replace(sample(), evidence=None, curves=(), channels=(), segments=(), steps=()))
+    assert text.count("Not measured:") == 4
+
+
+def test_an_empty_warehouse_gives_a_page_that_says_so() -> None:
+    text = render(ReportData(absent=("masks", "segments")))
+    Page(text)
+    assert "Nothing to show yet" in text and "absent: masks, segments" in text and 'class="heat"' not in text
+
+
+def test_balance_versions_and_config_are_shown() -> None:
+    text = render(sample())
+    for part in ("<td>100</td><td>90</td><td>7</td><td>3</td>", "version 4", "c0ffee", "m20240212-00000000"):
+        assert part in text
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(a: str, b: str) -> float:
+    high, low = sorted((_luminance(a), _luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_contrast_is_at_least_four_and_a_half_and_verdicts_differ_in_greyscale(theme: int) -> None:
+    """The bar is WCAG 2.1 AA for text; the formula is that standard's relative luminance."""
+    block = re.findall(r":root \{(.*?)\}", render(sample()), re.S)[theme]
+    colour = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
+    pairs = [("text", "page"), ("text", "card"), ("soft", "page"), ("soft", "card"), ("accent", "page")]
+    pairs += [
+        ("on-keep", "keep"),
+        ("on-drop", "drop"),
+        ("on-drop", "hatch"),
+        ("on-boost", "boost"),
+        ("on-open", "open"),
+    ]
+    pairs += [("text", "band"), ("soft", "band")]
+    assert {
+        p: round(_contrast(colour[p[0]], colour[p[1]]), 1)
+        for p in pairs
+        if _contrast(colour[p[0]], colour[p[1]]) < 4.5
+    } == {}
+    shades = sorted(_luminance(colour[v]) for v in ("keep", "drop", "boost", "open"))
+    assert min(b / max(a, 1e-3) for a, b in pairwise(shades)) > 1.2
+
+
+def test_terminal_map_fits_and_counts_every_verdict() -> None:
+    text = heatmap.terminal(sample().cells, width=60)
+    assert max(len(line) for line in text.splitlines()) <= 60
+    rows = {
+        line.split()[0]: line.split()[1:]
+        for line in text.splitlines()
+        if line.startswith(("feed", "shop", "mail"))
+    }
+    assert rows == {"feed/view": ["K", "K"], "shop/buy": ["D", "D"], "mail/open": ["·", "·"]}
+    assert "8 cells: 2 keep, 2 drop, 2 boost, 2 undecided" in text
+
+
+@pytest.mark.parametrize("segments", [1, 9, 25])
+@pytest.mark.parametrize("planted", [False, True])
+def test_terminal_map_stays_within_a_hundred_columns(segments: int, planted: bool) -> None:
+    cells = [Cell(i, f"a rather long segment name {i}", "*", "s" * 60, True, "keep") for i in range(segments)]
+    text = heatmap.terminal(cells, truth={(1, "s" * 60): "strong"} if planted else None)
+    assert max(len(line) for line in text.splitlines()) <= 100
+    assert text.count(" K") >= segments
+
+
+def test_terminal_map_marks_a_drop_of_something_that_matters() -> None:
+    cells = [Cell(1, "one", "*", s, False, "drop") for s in ("a", "b")]
+    text = heatmap.terminal(cells, truth={(1, "a"): "strong", (1, "b"): "null"})
+    assert "D!strong" in text and "D null" in text
+
+
+def test_both_tiers_stand_in_one_place() -> None:
+    cells = [Cell(1, "one", t, "a", v == "keep", v) for t, v in (("passive", "keep"), ("active", "drop"))]
+    assert "D|K" in heatmap.terminal(cells) and "v-mixed" in heatmap.html(cells)
+
+
+def test_no_mask_is_said_in_the_terminal() -> None:
+    assert "run `dynamix mask` first" in heatmap.terminal([])
+
+
+def test_forest_shows_the_channel_that_reaches_furthest() -> None:
+    base = Channel(1, "*", "a", "conversion", "dwell", beta=0.01, se=0.01)
+    rows = (
+        base,
+        replace(base, channel="match", beta=-0.5),
+        replace(base, channel="joint", beta=9.0),
+        replace(base, se=None),
+    )
+    found = furthest(ReportData(channels=rows), 1, "*", "a")
+    assert found is not None and found.channel == "match"
+
+
+def test_truth_of_a_fitted_segment_is_that_of_most_of_its_users() -> None:
+    pairs = [(1, 5, 90), (1, 2, 10), (2, 3, 7), (2, 4, 7)]
+    cells = [(5, "a", "strong"), (2, "a", "null"), (3, "a", "weak"), (4, "a", "trace")]
+    assert match_truth(pairs, cells) == {(1, "a"): "strong", (2, "a"): "weak"}
+
+
+def test_writing_leaves_no_temporary_file_and_replaces_whole(tmp_path: Path) -> None:
+    page = tmp_path / "deep" / "report.html"
+    write_whole(page, "one")
+    write_whole(page, "two")
+    assert page.read_text(encoding="utf-8") == "two" and [p.name for p in page.parent.iterdir()] == [
+        "report.html"
+    ]
+
+
+def test_newest_evidence_passes_over_damaged_files(tmp_path: Path) -> None:
+    for run, text in (
+        ("20240101T000000Z-aa", json.dumps({"delta_ne_pct": 1.0})),
+        ("20240102T000000Z-bb", "{half"),
+    ):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        (tmp_path / "runs" / run / "evidence.json").write_text(text, encoding="utf-8")
+    found = newest_evidence(tmp_path)
+    assert found is not None and found[0].delta_ne_pct == 1.0 and found[1] == "20240101T000000Z-aa"
+    assert newest_evidence(tmp_path / "nowhere") is None
+
+
+def test_cells_from_rows_take_nulls_as_not_measured() -> None:
+    row = {
+        "segment_id": 2,
+        "segment_name": "x",
+        "tier": "*",
+        "stream": "a",
+        "keep": True,
+        "verdict": "keep",
+        "relevance": None,
+    }
+    assert cells_from_rows([row])[0].relevance is None
