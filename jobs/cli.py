@@ -118,8 +118,9 @@ def _doctor(arguments: Namespace, outcome: Outcome) -> None:
 
 
 def _settings(arguments: Namespace) -> Config:
-    from dynamix.jobs.settings import resolve_config
+    from dynamix.jobs.settings import refuse_missing_source, resolve_config
 
+    refuse_missing_source(getattr(arguments, "events", None))
     return resolve_config(
         warehouse=arguments.warehouse,
         events=getattr(arguments, "events", None),
@@ -129,9 +130,9 @@ def _settings(arguments: Namespace) -> Config:
 
 
 def _on_warehouse(arguments: Namespace, outcome: Outcome) -> None:
-    from dynamix.jobs.verbs import run_verb
-
     config = _settings(arguments)
+    from dynamix.jobs.verbs import run_verb  # Spark, torch and MLflow load only once the options hold
+
     result, run = run_verb(arguments, config)
     outcome.run_id, outcome.run_date = run.run_id, str(run.run_date)
     outcome.metrics, outcome.verdicts = result.metrics, result.verdicts

@@ -196,7 +196,7 @@ class ReportData:
     per_training_hour: float = 0.0
     per_billion_inferences: float = 0.0
     absent: tuple[str, ...] = ()
-    control: str = ""
+    notice: str = ""
 
     def impressions(self) -> dict[int, int]:
         """Impressions a segment has in the statistics window (the largest over its streams, summed over tiers)."""
@@ -273,7 +273,11 @@ def parse_arm(raw: Mapping[str, Any], *, name: str = "") -> Arm:
 
 
 def parse_evidence(raw: Mapping[str, Any]) -> Evidence:
-    """Evidence from its JSON object; every key is optional."""
+    """Evidence from its JSON object; every key is optional.
+
+    Where the flat keys are absent, those of a nested gate (`mask_gate` or `gate`: status, reason, delta) count.
+    """
+    raw = {**_gate(raw), **{k: v for k, v in raw.items() if v is not None}}
     listed = raw.get("arms") or []
     if isinstance(listed, Mapping):
         arms = tuple(parse_arm(value, name=str(key)) for key, value in listed.items())
@@ -302,6 +306,25 @@ def parse_evidence(raw: Mapping[str, Any]) -> Evidence:
         model=str(model or ""),
         part=str(raw.get("part") or ""),
     )
+
+
+def _gate(raw: Mapping[str, Any]) -> dict[str, Any]:
+    gate = first_of(raw, "mask_gate", "gate")
+    if not isinstance(gate, Mapping):
+        return {}
+    delta = gate.get("delta")
+    flat: dict[str, Any] = dict(delta) if isinstance(delta, Mapping) else {}
+    return flat | {
+        "ci": [flat.get("low"), flat.get("high")],
+        "decision": gate.get("status"),
+        "reason": gate.get("reason"),
+    }
+
+
+def fits(evidence: Evidence, mask_version: str) -> bool:
+    """False iff the evidence says that its masked arm is of another mask version."""
+    masked = evidence.masked
+    return masked is None or not masked.mask_version or masked.mask_version == mask_version
 
 
 def newest_evidence(private: Path) -> tuple[Evidence, str] | None:

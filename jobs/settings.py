@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from dynamix.config import Config, load_config
+from dynamix.errors import InputError
 
 STORED = "config.yaml"
 
@@ -23,6 +24,13 @@ def resolve_config(
     elif warehouse is not None and (warehouse / "_dynamix" / STORED).is_file():
         layers.append(warehouse / "_dynamix" / STORED)
     return load_config(files=[*layers, *files], settings=settings)
+
+
+def refuse_missing_source(events: str | None) -> None:
+    """InputError before a session is started when `events` looks like a path and is not there."""
+    if events is None or Path(events).exists() or ("://" in events) or ("/" not in events and "." in events):
+        return
+    raise InputError(f"--events {events}: no such file or folder; check the path")
 
 
 def store_config(warehouse: Path, config: Config) -> None:

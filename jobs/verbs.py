@@ -27,7 +27,6 @@ _READERS: dict[str, Callable[..., StepResult]] = {"report": report, "power": pow
 def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:
     """Run one warehouse verb under this config. Raises DynamixError with the exit code."""
     events: str | None = getattr(arguments, "events", None)
-    refuse_missing_source(events)
     run = open_run(arguments.warehouse, config, events, run_date=arguments.run_date, quiet=arguments.quiet)
     (run.folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     if events is not None and arguments.verb != "plan":
@@ -56,13 +55,6 @@ def latest_run_date(spark: SparkSession, warehouse: Warehouse, config: Config, e
     if newest is None:
         raise InputError.empty("table 'events'")
     return newest + timedelta(days=1)  # type: ignore[no-any-return]
-
-
-def refuse_missing_source(events: str | None) -> None:
-    """InputError before a session is started when `events` looks like a path and is not there."""
-    if events is None or Path(events).exists() or ("://" in events) or ("/" not in events and "." in events):
-        return
-    raise InputError(f"--events {events}: no such file or folder; check the path")
 
 
 def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:

@@ -17,7 +17,16 @@ from dynamix.jobs.receipt import (
     token_shares,
     undecided,
 )
-from dynamix.jobs.report_data import Arm, Cell, Channel, Evidence, ReportData, SegmentInfo, parse_evidence
+from dynamix.jobs.report_data import (
+    Arm,
+    Cell,
+    Channel,
+    Evidence,
+    ReportData,
+    SegmentInfo,
+    fits,
+    parse_evidence,
+)
 
 
 def cell(
@@ -162,3 +171,27 @@ def test_evidence_with_missing_keys_is_read_as_not_measured() -> None:
         parse_evidence({}).arms == ()
         and parse_evidence({"arms": {"keep-all": {"ne": 1}}}).keep_all is not None
     )
+
+
+def test_figures_of_a_nested_gate_are_found() -> None:
+    delta = {
+        "delta_ne_pct": 0.1,
+        "low": -0.1,
+        "high": 0.3,
+        "resolvable_pct": 0.2,
+        "rows": 10,
+        "positives": 2.0,
+    }
+    e = parse_evidence({"mask_gate": {"status": "published", "reason": "fine", "delta": delta}, "ci": None})
+    assert (e.delta_ne_pct, e.ci, e.resolvable_pct, e.rows, e.decision) == (
+        0.1,
+        (-0.1, 0.3),
+        0.2,
+        10,
+        "published",
+    )
+
+
+def test_evidence_of_another_mask_does_not_fit() -> None:
+    e = Evidence((Arm("masked", mask_version="m1"),))
+    assert fits(e, "m1") and not fits(e, "m2") and fits(Evidence(), "m2")

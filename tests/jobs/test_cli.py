@@ -1,0 +1,102 @@
+"""The command line without Spark: exit codes, one-line errors, one JSON object."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dynamix.jobs.cli import HANDLERS, main
+from dynamix.jobs.options import build_parser
+
+
+def verbs() -> list[str]:
+    parser = build_parser()
+    actions = [action for action in parser._actions if action.dest == "verb"]
+    return list(actions[0].choices or [])
+
+
+def test_every_verb_has_a_handler_and_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(verbs()) == set(HANDLERS)
+    for verb in verbs():
+        with pytest.raises(SystemExit) as stopped:
+            main([verb, "--help"])
+        assert stopped.value.code == 0
+    assert "common options" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [[], ["fly"], ["run"], ["run", "--events", "e"], ["score", "--warehouse"]])
+def test_wrong_usage_ends_with_two(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+
+
+def test_a_run_date_that_is_no_date_ends_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["features", "--warehouse", "w", "--run-date", "yesterday"])
+    assert stopped.value.code == 2
+    assert "YYYY-MM-DD" in capsys.readouterr().err
+
+
+def test_an_unknown_config_key_ends_with_two_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["features", "--warehouse", str(tmp_path), "--set", "mask.ne_bugdet=1"])
+    said = capsys.readouterr().err
+    assert code == 2
+    assert "mask.ne_bugdet" in said
+    assert "Traceback" not in said
+
+
+def test_a_source_that_is_not_there_ends_with_three_before_spark_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["run", "--events", str(tmp_path / "none"), "--warehouse", str(tmp_path / "w")])
+    assert code == 3
+    assert "no such file or folder" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
+def test_an_unknown_preset_ends_with_two_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", "--out", str(tmp_path / "x"), "--preset", "S99"]) == 2
+    assert "S99" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_json_is_one_object_with_the_promised_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["simulate", "--out", str(tmp_path / "w"), "--users", "50", "--days", "14", "--json"])
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert code == found["exit_code"] == 0
+    promised = {"verb", "run_id", "run_date", "status", "exit_code", "tables", "metrics", "verdicts"}
+    assert promised | {"skipped", "warnings"} <= set(found)
+
+
+def test_json_tells_of_an_error_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["init", "--events", str(tmp_path / "none.csv"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (code, found["exit_code"], found["status"]) == (3, 3, "failed")
+    assert "no such file" in found["message"]
+
+
+def test_init_proposes_columns_roles_and_the_time_unit(tmp_path: Path) -> None:
+    (tmp_path / "e.csv").write_text(
+        "user,timestamp,action,page,item\na,1700000000,ad_view,home,1\na,1700000100,purchase,shop,1\n"
+    )
+    assert main(["init", "--events", str(tmp_path)]) == 0
+    text = (tmp_path / "dynamix.yaml").read_text()
+    for line in (
+        "user_id: user",
+        "event_ts: timestamp",
+        "time_unit: s ",
+        "impression_types: [ad_view]",
+        "conversion_types: [purchase]",
+    ):
+        assert line in text
+    assert main(["init", "--events", str(tmp_path)]) == 2  # never overwrites
