@@ -154,7 +154,7 @@ def _load(spark: SparkSession, source: str, config: Config) -> DataFrame:
     remote = re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:/", source) is not None
     path = Path(source)
     if not remote and not path.exists():
-        if re.fullmatch(r"[\w`-]+(\.[\w`-]+){0,2}", source) and spark.catalog.tableExists(source):
+        if re.fullmatch(r"[\w`-]+(\.[\w`-]+){0,2}", source) and _is_table(spark, source):
             return spark.table(source)
         raise InputError(f"events source {source!r} is neither a path nor a table; check --events")
     if not remote and (path / "events").is_dir():
@@ -169,6 +169,13 @@ def _load(spark: SparkSession, source: str, config: Config) -> DataFrame:
         raise InputError(
             f"{source}: cannot be read as {kind} ({first}); set `format:` or mend the file"
         ) from trouble
+
+
+def _is_table(spark: SparkSession, name: str) -> bool:
+    try:
+        return spark.catalog.tableExists(name)
+    except AnalysisException:  # more parts than this catalog has
+        return False
 
 
 def _reader(spark: SparkSession, kind: str, source: str) -> DataFrameReader:

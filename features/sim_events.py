@@ -106,7 +106,8 @@ def _draw_streams(world: World, segment: Ints, rng: np.random.Generator) -> Ints
     cdf = np.cumsum(world.mix, axis=1)
     laid = ((cdf / cdf[:, -1:]) + np.arange(W.N_SEGMENTS)[:, None]).ravel()
     place = np.searchsorted(laid, segment + rng.random(len(segment)), side="right")
-    return np.clip(place - segment * W.N_STREAMS, 0, W.N_STREAMS - 1).astype(np.int64)
+    stream = np.asarray(place - segment * W.N_STREAMS, dtype=np.int64)
+    return np.minimum(np.maximum(stream, 0), W.N_STREAMS - 1)  # rounding may step over an end
 
 
 def _draw_dwell(log_mean: Floats, rng: np.random.Generator) -> Ints:

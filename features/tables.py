@@ -147,6 +147,8 @@ class Warehouse:
                 "pass --allow-empty if an empty range is meant"
             )
         self.create(spark, table, definition=definition)
+        if table.partition_by:  # one file a partition instead of one a partition and task
+            aligned = aligned.repartition(*table.partition_by)
         writer = aligned.write.format("delta").mode("overwrite")
         if where is not None:
             writer = writer.option("replaceWhere", where)

@@ -1,0 +1,230 @@
+"""Training rows of every arm: written under their mask version, then read back at the pinned table version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as pads
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from dynamix.contracts import COLD_SEGMENT, MASKS, TRAINING_ROWS
+from dynamix.errors import ConfigError, GuardError
+from dynamix.features.calendar import Calendar
+from dynamix.features.conversions import label_impressions
+from dynamix.features.streams import event_columns
+from dynamix.features.training import training_rows
+from dynamix.jobs.context import Run
+from dynamix.jobs.features import cycle_calendar, seen_events
+from dynamix.models.contest import GLOBAL, KEEP_ALL, MASKED
+from dynamix.models.dataset import JaggedRows, load_rows
+from dynamix.models.hashing import hash_ids
+from dynamix.models.serving import Cell, Preparation, Segmenter, StreamScale
+
+
+@dataclass(frozen=True)
+class ArmRows:
+    """What a training reads: rows by arm, and the plain facts of streams, segments and masks beside them."""
+
+    rows: Mapping[str, tuple[str, JaggedRows]]
+    calendar: Calendar
+    table_version: int
+    streams: Mapping[str, StreamScale]
+    n_segments: int
+    segment_version: str
+    segmenter: Segmenter | None
+    habits: Mapping[str, float]
+    cells: Mapping[str, tuple[Cell, ...]]
+    statuses: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def n_streams(self) -> int:
+        return 1 + max((s.stream_id for s in self.streams.values()), default=-1)
+
+    def preparation(self, run: Run, *, mask_version: str, surfaces: tuple[str, ...]) -> Preparation:
+        """What serving needs to prepare raw requests as these rows were prepared."""
+        history = run.config.history
+        return Preparation(
+            streams=self.streams, surfaces=surfaces, heads=run.config.heads(),
+            item_buckets=run.config.train.item_buckets, per_stream=history.per_stream, total=history.total,
+            embargo_s=history.embargo_s, mask_version=mask_version, segment_version=self.segment_version,
+            cells=self.cells.get(mask_version, ()), segmenter=self.segmenter, habits=self.habits,
+        )  # fmt: skip
+
+
+def build_arms(run: Run) -> ArmRows:
+    """Write and load the rows of keep-all, the newest mask version and the one-mask control, as far as they exist."""
+    spark, warehouse = run.spark, run.warehouse
+    events = seen_events(run)
+    calendar = cycle_calendar(run, events)
+    streams = warehouse.read(spark, "streams")
+    segments = warehouse.read(spark, "segments")
+    stats = warehouse.read(spark, "user_stats").where(F.col("baseline_version") == calendar.baseline_version)
+    versions = mask_versions(run)
+    history = event_columns(events, streams, stats, run.config).persist()
+    impressions = label_impressions(events, config=run.config).persist()
+    try:
+        for arm, version in versions.items():
+            run.note(f"train: rows of {arm} ({version})")
+            frame = training_rows(
+                history, impressions, segments, None if arm == KEEP_ALL else mask_rows(run, version),
+                calendar=calendar, config=run.config, streams=streams, mask_version=version,
+            )  # fmt: skip
+            where = f"mask_version = '{version}'"
+            warehouse.replace(spark, TRAINING_ROWS, frame, where=where, metadata={"run_id": run.run_id})
+    finally:
+        history.unpersist()
+        impressions.unpersist()
+    pinned = warehouse.version(spark, TRAINING_ROWS.name)
+    assert pinned is not None  # just written; for the type checker
+    rows = {arm: (version, load_version(run, version, pinned=pinned)) for arm, version in versions.items()}
+    newest = _newest_segments(segments)
+    top = max((int(r.segment.max(initial=COLD_SEGMENT)) for _, r in rows.values()), default=COLD_SEGMENT)
+    cells = {v: _cells(mask_rows(run, v)) for arm, v in versions.items() if arm != KEEP_ALL}
+    top = max([top, *(c.segment_id for grid in cells.values() for c in grid)])
+    return ArmRows(
+        rows=rows, calendar=calendar, table_version=pinned, streams=_scales(streams), n_segments=top + 1,
+        segment_version=newest, segmenter=_segmenter(run, newest), habits=_habits(stats), cells=cells,
+    )  # fmt: skip
+
+
+def mask_versions(run: Run) -> dict[str, str]:
+    """Arm -> mask version: keep-all always, `masked` and `global` where such a version is stored.
+
+    `masked` is the newest proposed or published version, `global` the newest control of the same segments.
+    """
+    found = {KEEP_ALL: "keep-all"}
+    if not run.warehouse.exists(run.spark, MASKS.name):
+        return found
+    listed = (
+        run.warehouse.read(run.spark, MASKS.name)
+        .where(F.col("run_date") <= F.lit(run.run_date))
+        .groupBy("mask_version", "status", "run_date")
+        .agg(F.max("seq").alias("seq"))
+        .orderBy(F.col("run_date").desc(), F.col("seq").desc(), "mask_version")
+        .collect()
+    )
+    for row in listed:
+        arm = GLOBAL if row["status"] == "control" else MASKED
+        if row["status"] != "retired":
+            found.setdefault(arm, str(row["mask_version"]))
+    return found
+
+
+def mask_rows(run: Run, version: str) -> DataFrame:
+    """The grid of one mask version."""
+    return run.warehouse.read(run.spark, MASKS.name).where(F.col("mask_version") == version)
+
+
+def set_status(run: Run, version: str, status: str) -> int:
+    """Write a mask version's status; publishing retires the one that was published before. New table version."""
+    grid = run.warehouse.read(run.spark, MASKS.name)
+    written = -1
+    if status == "published":
+        older = grid.where((F.col("status") == "published") & (F.col("mask_version") != version))
+        for row in older.select("mask_version").distinct().collect():
+            written = set_status(run, str(row["mask_version"]), "retired")
+        grid = run.warehouse.read(run.spark, MASKS.name)
+    frame = grid.where(F.col("mask_version") == version).withColumn("status", F.lit(status))
+    if frame.where(F.col("status") == status).limit(1).isEmpty():
+        raise ConfigError.unknown_version("mask version", version, [])
+    where = f"mask_version = '{version}'"
+    return max(
+        written, run.warehouse.replace(run.spark, MASKS, frame, where=where, metadata={"status": status})
+    )
+
+
+def load_version(
+    run: Run,
+    version: str,
+    *,
+    pinned: int,
+    surfaces: tuple[str, ...] | None = None,
+    item_buckets: int | None = None,
+) -> JaggedRows:
+    """Rows of one mask version at a pinned table version. GuardError if there are none."""
+    where = f"mask_version = '{version}'"
+    files = run.warehouse.files(run.spark, TRAINING_ROWS.name, version=pinned, where=where)
+    if not files:
+        raise GuardError(
+            f"training_rows has no rows of mask version {version!r}; no impression is mature in its part: ingest more "
+            "days, or shorten `attribution` windows"
+        )
+    buckets = item_buckets or run.config.train.item_buckets
+    return load_rows(files, heads=run.config.heads(), item_buckets=buckets, surfaces=surfaces)
+
+
+def load_truth(truth: Path | None) -> dict[str, np.ndarray[Any, Any]]:
+    """True p by impression hash, sorted, from `truth_impressions`; empty without a path."""
+    if truth is None:
+        return {}
+    table = pads.dataset(str(truth), format="parquet").to_table(columns=["impression_id", "p"])
+    ids = hash_ids(table["impression_id"])
+    order = np.argsort(ids)
+    return {"impression_hash": ids[order], "p": table["p"].to_numpy()[order]}
+
+
+def _scales(streams: DataFrame) -> dict[str, StreamScale]:
+    rows = streams.select("stream_id", "stream", "is_conversion", "has_dwell", "mu", "sigma").collect()
+    return {
+        str(r["stream"]): StreamScale(
+            int(r["stream_id"]),
+            float(r["mu"]) if r["has_dwell"] and r["mu"] is not None else None,
+            float(r["sigma"]) if r["has_dwell"] and r["sigma"] is not None else None,
+            bool(r["is_conversion"]),
+        )
+        for r in rows
+    }
+
+
+def _habits(stats: DataFrame) -> dict[str, float]:
+    """Habit of every user that has one; users without are served with habit 0."""
+    table = stats.where("habit <> 0").select("user_id", "habit").toArrow()
+    return dict(zip(table["user_id"].to_pylist(), table["habit"].to_pylist(), strict=True))
+
+
+def _cells(grid: DataFrame) -> tuple[Cell, ...]:
+    rows = grid.select("segment_id", "tier", "stream", "quota", "boost").orderBy(
+        "segment_id", "tier", "stream"
+    )
+    return tuple(
+        Cell(int(r["segment_id"]), str(r["tier"]), str(r["stream"]), int(r["quota"]), float(r["boost"]))
+        for r in rows.collect()
+    )
+
+
+def _newest_segments(segments: DataFrame) -> str:
+    row = segments.agg(F.max("segment_version").alias("v")).collect()[0]
+    return str(row["v"] or "none")
+
+
+def _segmenter(run: Run, version: str) -> Segmenter | None:
+    """The mixture of this segment version from `segment_registry`; None where no emission is stored."""
+    if not run.warehouse.exists(run.spark, "segment_registry"):
+        return None
+    rows = (
+        run.warehouse.read(run.spark, "segment_registry")
+        .where(
+            (F.col("segment_version") == version) & (F.col("segment_id") > 0) & (F.col("event") != "death")
+        )
+        .select("segment_id", "prototype", "share", "guards")
+        .orderBy("segment_id")
+        .collect()
+    )
+    rows = [r for r in rows if r["prototype"]]
+    if not rows:
+        return None
+    emission = np.array([r["prototype"] for r in rows], np.float64)
+    share = np.maximum(np.array([r["share"] for r in rows], np.float64), 1e-12)
+    config = run.config.segmentation
+    guards = dict(rows[0]["guards"] or {})
+    return Segmenter(
+        ids=tuple(int(r["segment_id"]) for r in rows),
+        log_emission=np.log(np.maximum(emission / emission.sum(axis=1, keepdims=True), 1e-12)),
+        log_prior=np.log(share / share.sum()), confidence=config.confidence, min_events=config.min_events,
+        active_from=float(guards.get("active_from", np.inf)), dwell_bins=config.dwell_bins,
+    )  # fmt: skip

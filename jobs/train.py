@@ -1,0 +1,311 @@
+"""`dynamix train`: rows of the arms → rankers → gates → one registered version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dynamix.errors import ConfigError, EnvironmentTrouble
+from dynamix.jobs.arm_rows import ArmRows, build_arms, load_truth, load_version, set_status
+from dynamix.jobs.context import Run, StepResult
+from dynamix.models.contest import (
+    GLOBAL,
+    KEEP_ALL,
+    MASKED,
+    Arm,
+    Contest,
+    Part,
+    arm_report,
+    baseline_report,
+    hold,
+    judge_mask,
+    judge_ranker,
+    mask_status,
+    segment_report,
+    worth_of_segments,
+)
+from dynamix.models.evidence import Verdict, write_evidence
+from dynamix.models.registry import (
+    CHALLENGER,
+    CHAMPION,
+    RANKER,
+    ChildRun,
+    Registry,
+    Version,
+    artefact_folder,
+    find,
+    log_training,
+    move_alias,
+    register_ranker,
+)
+from dynamix.models.service import RankerService, write_artefacts
+from dynamix.models.throughput import Throughput, measure, time_by_tokens
+
+TOKEN_SHARES = (0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gates said on validation rows."""
+
+    winner: Arm
+    masks: Mapping[str, Verdict]
+    status: str  # of the masked arm's version; empty without one
+    ranker: Verdict
+    champion: Version | None
+
+
+def train(
+    run: Run, *, truth: Path | None = None, tracking_uri: str = "", warm_start: str | None = None
+) -> StepResult:
+    """Train keep-all, masked and one-mask-for-all on the same rows and seeds, gate, register the winner.
+
+    Gates read validation rows outside the hold-out; the test part is evaluated once, after them. Writes
+    `training_rows`, the statuses of `masks`, and under the run's folder evidence.json, predictions.parquet
+    and the model. GuardError (exit 4) without mature rows or with one class only; EnvironmentTrouble
+    (exit 5) if the tracking store fails, everything but the registration being on disk by then.
+    """
+    if warm_start is not None:
+        raise ConfigError.bad_value("--warm-start", warm_start, "not yet: leave it out, training starts cold")
+    config = run.config.train
+    registry = Registry(run.warehouse.private, tracking_uri)
+    arms = build_arms(run)
+    contest = hold(
+        arms.rows, n_streams=arms.n_streams, n_segments=arms.n_segments, config=config, progress=run.note,
+        truth=load_truth(truth),
+    )  # fmt: skip
+    decision = decide(run, contest, registry, arms)
+    speed = _throughput(contest, run)
+    tests = {name: arm.part("test", batch_size=4 * config.batch_size) for name, arm in contest.arms.items()}
+    content = evidence(run, contest, decision, arms, speed, tests)
+    path = write_evidence(run.folder / "evidence.json", content)
+    _write_predictions(run, contest, tests)
+    folder = _save(run, decision.winner, arms)
+    result = _result(contest, decision, arms, content)
+    if decision.status and arms.rows[MASKED][0]:
+        result.tables["masks"] = set_status(run, arms.rows[MASKED][0], decision.status)
+    version, alias = _register(run, registry, contest, decision, arms, speed, content, path, folder)
+    content = {**content, "model": {"name": RANKER, "version": version.version}, "alias": alias}
+    write_evidence(path, content)
+    result.facts |= {"model": version.address, "model_version": version.version, "alias": alias}
+    run.note(f"train: {version.address} is {alias}; {decision.ranker.reason}")
+    return result
+
+
+def decide(run: Run, contest: Contest, registry: Registry, arms: ArmRows) -> Decision:
+    """Both gates on validation rows: masked wins if its gate passes, else keep-all; then against the champion."""
+    config, budget = run.config.train, run.config.mask.ne_budget
+    masks = judge_mask(contest, ne_budget=budget, config=config)
+    status = mask_status(contest, masks) if masks else ""
+    for head, verdict in masks.items():
+        run.note(f"train: mask gate, {head}: {verdict.reason}")
+    winner = contest.arms[MASKED if status == "published" else KEEP_ALL]
+    champion = find(registry, RANKER, CHAMPION)
+    p = None if champion is None else _champion_scores(run, registry, champion, contest, arms)
+    ranker = judge_ranker(contest, winner, p, ne_budget=budget, config=config)
+    return Decision(winner, masks, status, ranker, champion)
+
+
+def _champion_scores(
+    run: Run, registry: Registry, champion: Version, contest: Contest, arms: ArmRows
+) -> NDArray[np.float64]:
+    """The champion's probabilities on the validation rows, prepared with its own mask, buckets and surfaces."""
+    folder, _ = artefact_folder(registry, champion.address)
+    service = RankerService.load(folder)
+    if contest.head not in service.config.heads:
+        raise ConfigError(
+            f"champion {champion.address} serves {service.config.heads}, the gate compares {contest.head!r}; keep the "
+            "label in `labels:` or start in a new warehouse"
+        )
+    rows = load_version(
+        run, "keep-all", pinned=arms.table_version, surfaces=service.preparation.surfaces,
+        item_buckets=service.preparation.item_buckets,
+    )  # fmt: skip
+    return service.score_stored(rows.select("validate", holdout=False))[contest.head]
+
+
+def evidence(
+    run: Run,
+    contest: Contest,
+    decision: Decision,
+    arms: ArmRows,
+    speed: list[Throughput],
+    tests: Mapping[str, Part],
+) -> dict[str, object]:
+    """Content of evidence.json: the gates with every number they read, then the test part."""
+    config, head = run.config.train, contest.head
+    rates = {s.arm: {"train_rows_s": s.train_rows_per_s, "infer_rows_s": s.infer_rows_per_s,
+                     "load_rows_s": s.load_rows_per_s} for s in speed}  # fmt: skip
+    content: dict[str, object] = {
+        "run_id": run.run_id, "part": "validate", "label": head, "label_meaning": run.config.meaning(head),
+        "arms": [arm_report(contest, a, a.validate, config=config) | rates.get(n, {}) for n, a in contest.arms.items()],
+        "test": {n: arm_report(contest, a, tests[n], config=config) for n, a in contest.arms.items()},
+        "baselines": {"validate": baseline_report(contest, contest.arms[KEEP_ALL].validate.rows),
+                      "test": baseline_report(contest, tests[KEEP_ALL].rows)},
+        "mask_gate": decision.masks, "ranker_gate": decision.ranker, "winner": decision.winner.name,
+        "segment_deltas": segment_report(contest, config=config), "pinned": {"training_rows": arms.table_version},
+        "segment_version": arms.segment_version, "config_hash": run.config.digest(),
+        "train_rows": len(contest.arms[KEEP_ALL].rows.select("train")), "epochs": config.epochs,
+        "test_rows_warm": int((tests[KEEP_ALL].rows.segment > 0).sum()),
+        "calendar_lost": list(arms.calendar.lost),
+    }  # fmt: skip
+    if decision.masks:
+        delta = decision.masks[head].delta
+        content |= {
+            "delta_ne_pct": delta.delta_ne_pct, "ci": [delta.low, delta.high], "resolvable_pct": delta.resolvable_pct,
+            "rows": delta.rows, "positives": round(delta.positives), "decision": decision.status,
+            "reason": decision.masks[head].reason,
+        }  # fmt: skip
+    worth = worth_of_segments(contest, config=config)
+    if worth is not None:
+        content |= {"worth_of_segments_pct": worth.delta_ne_pct, "worth_ci": [worth.low, worth.high]}
+    a, b = time_by_tokens(
+        decision.winner.best().model, contest.arms[KEEP_ALL].rows, size=config.batch_size, shares=TOKEN_SHARES
+    )
+    return content | {"batch_seconds": {"intercept": a, "per_token": b, "batch_size": config.batch_size}}
+
+
+def _throughput(contest: Contest, run: Run) -> list[Throughput]:
+    run.note("train: throughput of the arms")
+    listed = [(name, arm.best().model, arm.rows) for name, arm in contest.arms.items()]
+    return measure(listed, config=run.config.train, batches=4)
+
+
+def _write_predictions(run: Run, contest: Contest, tests: Mapping[str, Part]) -> None:
+    """predictions.parquet: impression, arm, part, head, seed-mean p; validation and test rows."""
+    tables = []
+    for name, arm in contest.arms.items():
+        for part, scored in (("validate", arm.validate), ("test", tests[name])):
+            for head in contest.heads:
+                n = len(scored.rows)
+                tables.append(
+                    pa.table({"impression_id": pa.array(scored.rows.impression, pa.string()), "arm": [name] * n,
+                              "part": [part] * n, "label": [head] * n, "y": scored.rows.labels[head],
+                              "p": scored.p[head].mean(0)})
+                )  # fmt: skip
+    pq.write_table(pa.concat_tables(tables), run.folder / "predictions.parquet")
+
+
+def _save(run: Run, winner: Arm, arms: ArmRows) -> Path:
+    preparation = arms.preparation(run, mask_version=winner.mask_version, surfaces=winner.rows.surfaces)
+    return write_artefacts(run.folder / "model", winner.best().model, preparation, example=winner.rows)
+
+
+def _result(contest: Contest, decision: Decision, arms: ArmRows, content: Mapping[str, object]) -> StepResult:
+    result = StepResult(warnings=list(arms.calendar.lost))
+    result.tables["training_rows"] = arms.table_version
+    for name, arm in contest.arms.items():
+        key = name.replace("-", "_")
+        scored = arm.validate.p[contest.head].mean(0)
+        from dynamix.models.contest import evaluation
+
+        found = evaluation(contest, arm.validate.rows, contest.head, scored)
+        result.metrics |= {
+            f"{key}_ne": found.ne,
+            f"{key}_auc": found.auc,
+            f"{key}_calibration": found.calibration,
+        }
+        result.metrics[f"{key}_tokens_per_impression"] = arm.rows.tokens_per_row
+    if decision.masks:
+        result.metrics["delta_ne_pct"] = decision.masks[contest.head].delta.delta_ne_pct
+        result.facts["mask_gate"] = decision.masks[contest.head].reason
+    result.metrics = {k: v for k, v in result.metrics.items() if np.isfinite(v)}
+    result.facts |= {"winner": decision.winner.name, "ranker_gate": decision.ranker.reason}
+    result.counters["rows_read"] = len(contest.arms[KEEP_ALL].rows)
+    return result
+
+
+def _register(
+    run: Run,
+    registry: Registry,
+    contest: Contest,
+    decision: Decision,
+    arms: ArmRows,
+    speed: list[Throughput],
+    content: Mapping[str, object],
+    path: Path,
+    folder: Path,
+) -> tuple[Version, str]:
+    """Log the runs, register the winner, move the aliases that its gate allows; its version and alias."""
+    tags = {
+        "mask_version": decision.winner.mask_version, "segment_version": arms.segment_version,
+        "config_hash": run.config.digest(), "run_id": run.run_id, "run_date": str(run.run_date),
+        "training_rows_version": str(arms.table_version), "label_meaning": run.config.meaning(contest.head),
+    }  # fmt: skip
+    metrics = _version_metrics(contest, decision.winner, speed)
+    try:
+        run_id = log_training(
+            registry, parent=f"train {run.run_id}", children=_children(contest), params=run.config.train.model_dump(),
+            metrics=metrics, tags=tags, evidence=path,
+        )  # fmt: skip
+        challenger = find(registry, RANKER, CHALLENGER)
+        version = register_ranker(
+            registry, folder=folder, run_id=run_id, metrics=metrics, tags=tags, example=example_request(run, arms),
+            evidence=path,
+        )  # fmt: skip
+        before = challenger.version if challenger else None
+        move_alias(registry, RANKER, CHALLENGER, version.version, expected=before)
+        if not decision.ranker.passed:
+            return version, CHALLENGER
+        champion = decision.champion.version if decision.champion else None
+        move_alias(registry, RANKER, CHAMPION, version.version, expected=champion)
+    except EnvironmentTrouble as trouble:
+        raise EnvironmentTrouble(f"{trouble.message} (model kept in runs/{run.run_id}/model)") from trouble
+    return version, CHAMPION
+
+
+def _version_metrics(contest: Contest, winner: Arm, speed: list[Throughput]) -> dict[str, float]:
+    from dynamix.models.contest import evaluation
+
+    found = evaluation(contest, winner.validate.rows, contest.head, winner.validate.p[contest.head].mean(0))
+    rates = next((s.flat() for s in speed if s.arm == winner.name), {})
+    return found.flat("validate_") | rates
+
+
+def _children(contest: Contest) -> list[ChildRun]:
+    """One child run per arm and seed with its own validation metrics."""
+    from dynamix.models.contest import evaluation
+
+    children = []
+    for name, arm in contest.arms.items():
+        for place, trained in enumerate(arm.trained):
+            found = evaluation(contest, arm.validate.rows, contest.head, arm.validate.p[contest.head][place])
+            children.append(
+                ChildRun(
+                    f"{name} seed {trained.spec.seed}",
+                    {
+                        "arm": name,
+                        "seed": trained.spec.seed,
+                        "mask_version": arm.mask_version,
+                        "device": trained.device,
+                    },
+                    found.flat("validate_"),
+                    {"arm": name, "seed": str(trained.spec.seed)},
+                )
+            )
+    return children
+
+
+def example_request(run: Run, arms: ArmRows) -> pd.DataFrame:
+    """One made-up raw request that names real streams; the registered input example."""
+    now = pd.Timestamp(run.run_date)
+    events = [
+        {"stream": name, "item_id": "item", "ts": (now - pd.Timedelta(hours=n + 1)).to_pydatetime(),
+         "dwell_ms": 1000.0 * (n + 1), "category": "category"}
+        for n, name in enumerate(list(arms.streams)[:3])
+    ]  # fmt: skip
+    surface = next(iter(arms.rows.values()))[1].surfaces
+    return pd.DataFrame(
+        {"user_id": ["user"], "request_ts": [now], "item_id": ["item"], "surface": [surface[0] if surface else "feed"],
+         "position": [1.0], "events": [events], "segment_id": [0.0], "category": ["category"], "value": [0.0]}
+    )  # fmt: skip
+
+
+__all__ = ["GLOBAL", "decide", "evidence", "train"]

@@ -1,0 +1,385 @@
+"""The model registry, and the only importer of MLflow: runs, versions, and aliases that move under a lock.
+
+MLflow is imported inside functions, since importing it takes seconds. A server that fails is an
+EnvironmentTrouble (exit 5); what was trained stays in its folder (docs/faults.md 36).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError
+
+RANKER, SEGMENTER = "dynamix-ranker", "dynamix-segmenter"
+CHALLENGER, CHAMPION = "challenger", "champion"
+ALIASES = (CHALLENGER, CHAMPION)
+EXPERIMENT = "dynamix"
+_NOISY = ("alembic", "mlflow", "sqlalchemy", "alembic.runtime.migration", "mlflow.store.db.utils")
+_REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "mlflow")
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A tracking store: SQLite and artefacts under `private`, or the server at `uri`."""
+
+    private: Path
+    uri: str = ""
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.uri or f"sqlite:///{self.private / 'mlflow.db'}"
+
+
+@dataclass(frozen=True)
+class ChildRun:
+    """One arm and seed: what is logged under the parent run of a training."""
+
+    name: str
+    params: Mapping[str, object] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version; `source` is the folder of its artefacts as far as it is local."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def log_training(
+    registry: Registry,
+    *,
+    parent: str,
+    children: list[ChildRun],
+    params: Mapping[str, object],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    evidence: Path | None = None,
+) -> str:
+    """Id of a parent run with one child run per arm and seed."""
+    with _client(registry) as mlflow:
+        experiment = _experiment(mlflow, registry)
+        with mlflow.start_run(experiment_id=experiment, run_name=parent, tags=dict(tags)) as run:
+            _log(mlflow, params, metrics)
+            if evidence is not None:
+                mlflow.log_artifact(str(evidence))
+            for child in children:
+                with mlflow.start_run(
+                    experiment_id=experiment, run_name=child.name, nested=True, tags=dict(child.tags)
+                ):
+                    _log(mlflow, child.params, child.metrics)
+            return str(run.info.run_id)
+
+
+def register_ranker(
+    registry: Registry,
+    *,
+    folder: Path,
+    run_id: str,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    example: Any,
+    evidence: Path | None = None,
+) -> Version:
+    """New version of `dynamix-ranker` from an artefact folder (models/service.py); no alias moves.
+
+    `example` is a DataFrame of one raw request. Tags carry pins: mask_version, segment_version, table
+    versions, config hash.
+    """
+    artefacts = {"model": str(folder)} | ({"evidence": str(evidence)} if evidence else {})
+    with _client(registry) as mlflow:
+        with mlflow.start_run(run_id=run_id):
+            info = mlflow.pyfunc.log_model(
+                name="ranker",
+                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+                artifacts=artefacts,
+                signature=ranker_signature(_heads(folder)),
+                input_example=example,
+                registered_model_name=RANKER,
+                pip_requirements=requirements(),
+                metadata=dict(tags),
+            )
+        return _tagged(mlflow, RANKER, str(info.registered_model_version), {**tags, **_text(metrics)})
+
+
+def register_segmenter(
+    registry: Registry,
+    *,
+    artefact: Path,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    run_name: str,
+) -> Version:
+    """New version of `dynamix-segmenter` whose artefact is the mixture's JSON; it becomes the challenger."""
+    with _client(registry) as mlflow:
+        experiment = _experiment(mlflow, registry)
+        with mlflow.start_run(experiment_id=experiment, run_name=run_name, tags=dict(tags)):
+            _log(mlflow, {}, metrics)
+            info = mlflow.pyfunc.log_model(
+                name="segmenter",
+                python_model=str(Path(__file__).with_name("pyfunc_segmenter.py")),
+                artifacts={"segmenter": str(artefact)},
+                signature=segmenter_signature(),
+                registered_model_name=SEGMENTER,
+                pip_requirements=requirements(),
+            )
+        version = _tagged(mlflow, SEGMENTER, str(info.registered_model_version), {**tags, **_text(metrics)})
+    move_alias(registry, SEGMENTER, CHALLENGER, version.version, expected=None, check=False)
+    return version
+
+
+def find(registry: Registry, name: str, alias: str) -> Version | None:
+    """The version that carries the alias, None where there is none."""
+    with _client(registry) as mlflow:
+        try:
+            found = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+        except mlflow.exceptions.MlflowException as trouble:
+            if _absent(trouble):
+                return None
+            raise
+        return Version(name, str(found.version), (alias,), dict(found.tags))
+
+
+def move_alias(
+    registry: Registry, name: str, alias: str, version: str, *, expected: str | None, check: bool = True
+) -> None:
+    """Point the alias at the version, under a file lock, after reading it again (docs/faults.md 37).
+
+    With `check`, GuardError if the alias no longer points at `expected` (None: at nothing): another
+    training moved it, so the comparison that led here is stale.
+    """
+    if alias not in ALIASES:
+        raise ConfigError.bad_value("alias", alias, ", ".join(ALIASES))
+    with _lock(registry):
+        now = find(registry, name, alias)
+        if check and (now.version if now else None) != expected:
+            raise GuardError(
+                f"alias {alias!r} of {name} points at version {now.version if now else 'none'}, the comparison was made "
+                f"against {expected or 'none'}; another training moved it: run `dynamix train` again"
+            )
+        with _client(registry) as mlflow:
+            mlflow.MlflowClient().set_registered_model_alias(name, alias, version)
+
+
+def artefact_folder(registry: Registry, address: str) -> tuple[Path, Version]:
+    """Local folder with the artefacts of `models:/<name>/<version>` or `models:/<name>@<alias>`, and the version.
+
+    ConfigError for an address that does not exist.
+    """
+    name, version, alias = _parse(address)
+    with _client(registry) as mlflow:
+        client = mlflow.MlflowClient()
+        try:
+            found = (
+                client.get_model_version_by_alias(name, alias)
+                if alias
+                else client.get_model_version(name, version)
+            )
+        except mlflow.exceptions.MlflowException as trouble:
+            if _absent(trouble):
+                raise ConfigError.unknown_version("model", address, _listed(client, name)) from None
+            raise
+        local = mlflow.artifacts.download_artifacts(f"models:/{name}/{found.version}")
+    aliases = (alias,) if alias else ()
+    return Path(local) / "artifacts" / "model", Version(name, str(found.version), aliases, dict(found.tags))
+
+
+def load_pyfunc(registry: Registry, address: str) -> Any:
+    """The model as MLflow serves it; its `predict` takes a DataFrame of raw requests."""
+    with _client(registry) as mlflow:
+        return mlflow.pyfunc.load_model(address)
+
+
+def ranker_signature(heads: tuple[str, ...]) -> Any:
+    """Raw request -> a probability per head and the segment_id."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array, Object, Property
+
+    event = Object(
+        [
+            Property("stream", DataType.string),
+            Property("item_id", DataType.string, required=False),
+            Property("ts", DataType.datetime),
+            Property("dwell_ms", DataType.double, required=False),
+            Property("category", DataType.string, required=False),
+        ]
+    )
+    request = [
+        ColSpec("string", "user_id"),
+        ColSpec("datetime", "request_ts"),
+        ColSpec("string", "item_id", required=False),
+        ColSpec("string", "surface"),
+        ColSpec("double", "position", required=False),
+        ColSpec(Array(event), "events"),
+        ColSpec("double", "segment_id", required=False),  # double, since a missing whole number is NaN
+        ColSpec("string", "category", required=False),
+        ColSpec("double", "value", required=False),
+    ]
+    answer = [*(ColSpec("double", head) for head in heads), ColSpec("long", "segment_id")]
+    return ModelSignature(inputs=Schema(request), outputs=Schema(answer))
+
+
+def segmenter_signature() -> Any:
+    """Event counts of a user by `stream id × 13 + dwell bin` -> segment_id and posterior."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import Array, DataType
+
+    return ModelSignature(
+        inputs=Schema([ColSpec("string", "user_id"), ColSpec(Array(DataType.double), "counts")]),
+        outputs=Schema([ColSpec("string", "user_id"), ColSpec("long", "segment_id")]),
+    )
+
+
+def requirements() -> list[str]:
+    """Pinned requirements of a registered model, this distribution included; nothing is inferred."""
+    pins = [f"{name}=={metadata.version(name).split('+')[0]}" for name in _REQUIREMENTS]
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        pins.append(f"dynamix-ebf=={metadata.version('dynamix-ebf')}")
+    return pins
+
+
+def declare_ranker() -> None:
+    """Tell MLflow which object serves; called by models/pyfunc_model.py when MLflow runs it."""
+    import mlflow
+
+    class RankerModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
+        def load_context(self, context: Any) -> None:
+            from dynamix.models.service import RankerService
+
+            self.service = RankerService.load(Path(context.artifacts["model"]))
+
+        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+            return self.service.predict(model_input)
+
+    mlflow.models.set_model(RankerModel())
+
+
+def declare_segmenter() -> None:
+    """As declare_ranker, for models/pyfunc_segmenter.py."""
+    import mlflow
+
+    class SegmenterModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
+        def load_context(self, context: Any) -> None:
+            self.tree = json.loads(Path(context.artifacts["segmenter"]).read_text(encoding="utf-8"))
+
+        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+            from dynamix.models.serving import segment_counts
+
+            return segment_counts(self.tree, model_input)
+
+    mlflow.models.set_model(SegmenterModel())
+
+
+@contextlib.contextmanager
+def _client(registry: Registry) -> Iterator[Any]:
+    """MLflow set to the registry's store, quiet; any failure of the store is an EnvironmentTrouble."""
+    registry.private.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow
+        import mlflow.pyfunc
+
+        for name in _NOISY:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        before = mlflow.get_tracking_uri()
+        try:
+            mlflow.set_tracking_uri(registry.tracking_uri)
+            mlflow.set_registry_uri(registry.tracking_uri)
+            yield mlflow
+        except (mlflow.exceptions.MlflowException, OSError) as trouble:
+            raise EnvironmentTrouble(
+                f"tracking store {registry.tracking_uri} failed ({' '.join(str(trouble).split())[:300]}); what was "
+                "trained is kept in the run's folder: `dynamix train --register-from RUN` resumes"
+            ) from trouble
+        finally:
+            mlflow.set_tracking_uri(before)
+            mlflow.set_registry_uri(before)
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def _experiment(mlflow: Any, registry: Registry) -> str:
+    found = mlflow.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return str(found.experiment_id)
+    place = None if registry.uri else (registry.private / "mlruns").absolute().as_uri()
+    return str(mlflow.create_experiment(EXPERIMENT, artifact_location=place))
+
+
+def _log(mlflow: Any, params: Mapping[str, object], metrics: Mapping[str, float]) -> None:
+    if params:
+        mlflow.log_params({k: str(v)[:500] for k, v in params.items()})
+    if metrics:
+        mlflow.log_metrics({_metric_name(k): float(v) for k, v in metrics.items()})
+
+
+def _metric_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
+
+
+def _tagged(mlflow: Any, name: str, version: str, tags: Mapping[str, str]) -> Version:
+    client = mlflow.MlflowClient()
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)
+    return Version(name, version, (), dict(tags))
+
+
+def _text(metrics: Mapping[str, float]) -> dict[str, str]:
+    return {name: f"{value:.6g}" for name, value in metrics.items()}
+
+
+def _heads(folder: Path) -> tuple[str, ...]:
+    return tuple(json.loads((folder / "ranker.json").read_text(encoding="utf-8"))["heads"])
+
+
+def _absent(trouble: Exception) -> bool:
+    code = str(getattr(trouble, "error_code", ""))
+    return code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
+
+
+def _listed(client: Any, name: str) -> list[str]:
+    return sorted(f"models:/{name}/{v.version}" for v in client.search_model_versions(f"name='{name}'"))
+
+
+def _parse(address: str) -> tuple[str, str, str]:
+    """(name, version, alias) of a models:/ address. ConfigError for anything else."""
+    body = address.removeprefix("models:/")
+    name, at, alias = body.partition("@")
+    if address != body and at and name and alias:
+        return name, "", alias
+    name, slash, version = body.partition("/")
+    if address != body and slash and name and version.isdigit():
+        return name, version, ""
+    raise ConfigError.bad_value(
+        "--model", address, "models:/dynamix-ranker@champion or models:/dynamix-ranker/3"
+    )
+
+
+@contextlib.contextmanager
+def _lock(registry: Registry) -> Iterator[None]:
+    registry.private.mkdir(parents=True, exist_ok=True)
+    with (registry.private / "aliases.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,113 @@
+"""The registered ranker without MLflow: artefact folder in, probabilities of raw requests out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dynamix.models.dataset import JaggedRows
+from dynamix.models.export import export_ranker, from_bytes, run_program, to_bytes
+from dynamix.models.ranker import Ranker, RankerConfig
+from dynamix.models.serving import Preparation, prepare
+
+PROGRAM, STATE, CONFIG = "ranker.pt2", "state.pt", "ranker.json"
+_EVENT = pa.struct(
+    [
+        ("stream", pa.string()), ("item_id", pa.string()), ("ts", pa.timestamp("us")), ("dwell_ms", pa.float64()),
+        ("category", pa.string()),
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RankerService:
+    """Exported program with its preparation; scores raw requests and rows of `training_rows` alike."""
+
+    program: nn.Module
+    config: RankerConfig
+    preparation: Preparation
+
+    @classmethod
+    def load(cls, folder: Path) -> RankerService:
+        """Service from the files that `write_artefacts` made; on the CPU."""
+        names = ("rule.json", "streams.json", "masks.json", "segmenter.json", "habits.json")
+        files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
+        return cls(
+            from_bytes((folder / PROGRAM).read_bytes()),
+            RankerConfig.from_json((folder / CONFIG).read_text(encoding="utf-8")),
+            Preparation.from_json(files),
+        )
+
+    def logits(self, rows: JaggedRows, *, batch_size: int = 4096) -> NDArray[np.float64]:
+        """Logits (R, H) in the order of the rows."""
+        parts = [run_program(self.program, batch).double().numpy() for batch in rows.batches(batch_size)]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.config.heads)))
+
+    def score(self, rows: JaggedRows) -> dict[str, NDArray[np.float64]]:
+        """Probability (R,) of each head."""
+        p = 1 / (1 + np.exp(-self.logits(rows)))
+        return {head: p[:, column] for column, head in enumerate(self.config.heads)}
+
+    def score_stored(self, keep_all: JaggedRows) -> dict[str, NDArray[np.float64]]:
+        """Probability (R,) of each head for keep-all rows of `training_rows`: this model's mask is applied here.
+
+        Segments that the model has never seen count as cold, events of streams it has never seen are left out.
+        """
+        trunk = self.config.trunk
+        known = np.where(keep_all.segment < trunk.n_segments, keep_all.segment, 0)
+        rows = replace(keep_all, segment=known).keep_events(keep_all.stream < trunk.n_streams)
+        return self.score(rows.under_mask(self.preparation.quotas()))
+
+    def predict(self, requests: pd.DataFrame) -> pd.DataFrame:
+        """One row per request, in order: a column per head and the segment_id that it was served with."""
+        rows, segment = prepare(request_table(requests), self.preparation)
+        segment = np.where(segment < self.config.trunk.n_segments, segment, 0)
+        rows = replace(rows, segment=segment)
+        return pd.DataFrame({**self.score(rows), "segment_id": segment}, index=requests.index)
+
+
+def write_artefacts(folder: Path, ranker: Ranker, preparation: Preparation, *, example: JaggedRows) -> Path:
+    """Folder with exported program, state dict, config and the preparation's files; CPU only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first = example.batch(np.arange(min(8, len(example))))
+    (folder / PROGRAM).write_bytes(to_bytes(export_ranker(ranker, first)))
+    torch.save(ranker.state_dict(), folder / STATE)
+    (folder / CONFIG).write_text(ranker.config.to_json(), encoding="utf-8")
+    for name, text in preparation.to_json().items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def load_ranker(folder: Path) -> Ranker:
+    """The eager ranker from state dict and config, without the exported program."""
+    config = RankerConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
+    return Ranker(config).load(torch.load(folder / STATE, weights_only=True))
+
+
+def request_table(requests: pd.DataFrame) -> pa.Table:
+    """Arrow table of raw requests; events become structs, instants UTC without a zone."""
+    columns: dict[str, pa.Array] = {}
+    for name in requests.columns:
+        if name == "events":
+            lists = [[_event(e) for e in (row if row is not None else [])] for row in requests[name]]
+            columns[name] = pa.array(lists, pa.list_(_EVENT))
+        elif name == "request_ts":
+            stamps = pd.to_datetime(requests[name], utc=True).dt.tz_localize(None)
+            columns[name] = pa.array(stamps, pa.timestamp("us"))
+        else:
+            columns[name] = pa.array(requests[name].tolist(), from_pandas=True)
+    return pa.table(columns)
+
+
+def _event(event: Mapping[str, object]) -> dict[str, object]:
+    stamp = pd.Timestamp(event["ts"])  # type: ignore[arg-type]
+    utc = stamp.tz_convert("UTC").tz_localize(None) if stamp.tzinfo is not None else stamp
+    return {**{f.name: event.get(f.name) for f in _EVENT}, "ts": utc}

@@ -1,0 +1,228 @@
+"""Train one arm: a ranker on the training rows of one mask version, stopped early on validation rows only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from dynamix.config import TrainConfig
+from dynamix.errors import EnvironmentTrouble, GuardError
+from dynamix.models.batch import RankBatch
+from dynamix.models.dataset import JaggedRows
+from dynamix.models.metrics import NeState
+from dynamix.models.ranker import Ranker, RankerConfig
+from dynamix.models.trunks.din import TrunkConfig
+
+SHARED_SD = 0.3
+SEGMENT_SD = 0.1
+"""Prior standard deviations (log-odds per SD of a summary) of the shared and the per-segment weights."""
+NETWORK_RATE = 0.5
+"""Step size of the networks over that of the summary weights: they overfit first."""
+_SCALE_ROWS = 8192
+
+Progress = Callable[[str], None]
+Step = Callable[[Ranker, int], None]
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """One arm of a comparison: a mask version's rows and a seed."""
+
+    arm: str  # keep-all | masked | global
+    mask_version: str
+    seed: int
+
+
+@dataclass
+class TrainedArm:
+    """The best state by validation loss, with what happened on the way; the model is on the CPU."""
+
+    spec: ArmSpec
+    model: Ranker
+    base_rates: Mapping[str, float]
+    device: str
+    epochs: list[dict[str, float]] = field(default_factory=list)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto` takes CUDA where there is one. EnvironmentTrouble (exit 5) if `cuda` is asked for and absent."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentTrouble(
+            "train.device=cuda, but torch sees no CUDA device; use train.device=auto or cpu, or a machine with a GPU"
+        )
+    use_cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def base_rates(rows: JaggedRows) -> dict[str, float]:
+    """Weighted share of positives of each head over rows with a known label; 0.5 positives are added if none."""
+    rates = {}
+    for head, y in rows.labels.items():
+        known = np.isfinite(y)
+        w = rows.weight[known].astype(float)
+        total = float(w.sum())
+        rates[head] = (float(w @ y[known]) or 0.5) / max(total, 1.0)
+    return rates
+
+
+def ranker_config(rows: JaggedRows, *, n_streams: int, n_segments: int, config: TrainConfig) -> RankerConfig:
+    """Sizes from the data and the config; `n_segments` counts segment 0."""
+    trunk = TrunkConfig(
+        n_streams=n_streams,
+        n_segments=n_segments,
+        n_surfaces=len(rows.surfaces) + 1,
+        item_buckets=config.item_buckets,
+        width=config.embedding_dim,
+        hidden=tuple(config.hidden),
+    )
+    return RankerConfig(trunk=trunk, heads=tuple(rows.labels), surfaces=rows.surfaces)
+
+
+def batch_loss(logits: Tensor, batch: RankBatch, heads: tuple[str, ...]) -> Tensor:
+    """Mean over heads of the weighted mean BCE over rows with a known label; 0 where none is known."""
+    assert batch.weight is not None  # training rows always carry one; for the type checker
+    losses = []
+    for column, head in enumerate(heads):
+        y = batch.labels[head]
+        known = torch.isfinite(y)
+        weight = batch.weight * known
+        each = F.binary_cross_entropy_with_logits(
+            logits[:, column], torch.where(known, y, torch.zeros_like(y)), reduction="none"
+        )
+        losses.append((each * weight).sum() / weight.sum().clamp_min(1e-6))
+    return torch.stack(losses).mean()
+
+
+def train_arm(
+    spec: ArmSpec,
+    rows: JaggedRows,
+    *,
+    model_config: RankerConfig,
+    config: TrainConfig,
+    progress: Progress = lambda text: None,
+    after_step: Step | None = None,
+) -> TrainedArm:
+    """Train on `rows.select("train")`, keep the epoch with the least validation loss.
+
+    Deterministic given seed, thread count and device: one torch.Generator draws weights and order. A loss
+    that is not finite stops with GuardError before it touches a later state (docs/faults.md 39).
+    """
+    torch.set_num_threads(config.threads)
+    device = pick_device(config.device)
+    train, validate = rows.select("train").cap_users(config.max_rows), rows.select("validate", holdout=False)
+    if len(train) == 0:
+        raise GuardError(
+            f"arm {spec.arm!r}: no mature training rows; ingest more days or lower the label window"
+        )
+    rates = base_rates(train)
+    model = Ranker(model_config, seed=spec.seed)
+    generator = torch.Generator().manual_seed(spec.seed)
+    model.start(rates, train.batch(torch.randperm(len(train), generator=generator)[:_SCALE_ROWS].numpy()))
+    model.to(device)
+    trained = TrainedArm(spec, model, rates, str(device))
+    optimizer, schedule = _optimizer(
+        model, config, steps=config.epochs * math.ceil(len(train) / config.batch_size)
+    )
+    best, best_loss = _copy(model), _validation_loss(model, validate, config.batch_size)
+    for epoch in range(config.epochs):
+        loss = _epoch(model, train, optimizer, schedule, config.batch_size, generator, after_step)
+        held_out = _validation_loss(model, validate, config.batch_size)
+        trained.epochs.append({"train_loss": loss, "validate_loss": held_out})
+        progress(f"{spec.arm} seed {spec.seed} epoch {epoch + 1}: train {loss:.5f}, validate {held_out:.5f}")
+        if held_out > best_loss and len(validate):
+            break
+        best, best_loss = _copy(model), held_out
+    model.cpu().load(best)
+    return trained
+
+
+def predict(model: Ranker, rows: JaggedRows, *, batch_size: int) -> dict[str, NDArray[np.float64]]:
+    """Probabilities (R,) of every head in the order of the rows."""
+    device = next(model.parameters()).device
+    model.eval()
+    parts = []
+    with torch.inference_mode():
+        for batch in rows.batches(batch_size):
+            parts.append(torch.sigmoid(model(batch.to(device)).double()).cpu().numpy())
+    heads = model.config.heads
+    stacked = np.concatenate(parts) if parts else np.zeros((0, len(heads)))
+    return {head: stacked[:, column] for column, head in enumerate(heads)}
+
+
+def _epoch(
+    model: Ranker,
+    train: JaggedRows,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    size: int,
+    generator: torch.Generator,
+    after_step: Step | None,
+) -> float:
+    """One pass in shuffled order; mean loss of its steps."""
+    device = next(model.parameters()).device
+    model.train()
+    total = torch.zeros((), device=device)
+    steps = 0
+    for batch in train.batches(size, generator):
+        there = batch.to(device)
+        optimizer.zero_grad(set_to_none=True)
+        loss = batch_loss(model(there), there, model.config.heads)
+        prior = model.linear.prior_energy(shared_sd=SHARED_SD, segment_sd=SEGMENT_SD) / len(train)
+        (loss + prior).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        total += loss.detach()
+        steps += 1
+        if after_step is not None:
+            after_step(model, steps)
+    mean = float(total) / max(steps, 1)
+    if not math.isfinite(mean):
+        raise GuardError(
+            f"loss became {mean} after {steps} steps; the last good state is kept and no alias moves: "
+            "lower train.learning_rate or look at dense values of training_rows"
+        )
+    return mean
+
+
+def _validation_loss(model: Ranker, rows: JaggedRows, size: int) -> float:
+    """Mean over heads of the log loss on rows outside the hold-out; 0 without rows."""
+    if len(rows) == 0:
+        return 0.0
+    predicted = predict(model, rows, batch_size=size)
+    losses = []
+    for head, p in predicted.items():
+        y = rows.labels[head].astype(float)
+        known = np.isfinite(y)
+        losses.append(NeState.of(y[known], p[known], rows.weight[known].astype(float)).logloss)
+    return float(np.nanmean(losses)) if np.isfinite(losses).any() else 0.0
+
+
+def _optimizer(
+    model: Ranker, config: TrainConfig, *, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    linear = set(map(id, model.linear.parameters()))
+    networks = [w for w in model.parameters() if id(w) not in linear]
+    optimizer = torch.optim.AdamW(
+        [
+            {
+                "params": networks,
+                "weight_decay": config.weight_decay,
+                "lr": config.learning_rate * NETWORK_RATE,
+            },
+            {"params": list(model.linear.parameters()), "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: 1 - 0.9 * min(at / max(steps, 1), 1))
+    return optimizer, schedule
+
+
+def _copy(model: Ranker) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
