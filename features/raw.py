@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pyspark.errors import AnalysisException, PySparkException
+from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
@@ -162,13 +162,20 @@ def _load(spark: SparkSession, source: str, config: Config) -> DataFrame:
     kind = config.format or ("parquet" if remote else _format_of(path))
     try:
         return _reader(spark, kind, source).load(source if remote else str(path.absolute()))
-    except PySparkException as trouble:
-        if isinstance(trouble, AnalysisException) and "UNABLE_TO_INFER_SCHEMA" in str(trouble):
+    except Exception as trouble:  # a torn footer arrives as a raw Java error, not as a PySparkException
+        if "UNABLE_TO_INFER_SCHEMA" in str(trouble):
             raise InputError.empty(source) from None
-        first = str(trouble).splitlines()[0]
+        reason = _root_line(trouble)
         raise InputError(
-            f"{source}: cannot be read as {kind} ({first}); set `format:` or mend the file"
+            f"{source}: cannot be read as {kind} ({reason}); set `format:` or mend the file"
         ) from trouble
+
+
+def _root_line(trouble: Exception) -> str:
+    """The innermost cause of a Java error, else its first line."""
+    lines = str(trouble).splitlines() or [type(trouble).__name__]
+    causes = [line for line in lines if line.startswith("Caused by: ")]
+    return (causes[-1].removeprefix("Caused by: ") if causes else lines[0])[:300]
 
 
 def _is_table(spark: SparkSession, name: str) -> bool:

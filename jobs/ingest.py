@@ -11,7 +11,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from dynamix.config import DEFINITION_SECTIONS, Config
-from dynamix.contracts import EVENTS, EVENTS_QUARANTINE
+from dynamix.contracts import DWELL_STATUSES, EVENTS, EVENTS_QUARANTINE
 from dynamix.errors import ConfigError, DynamixError, GuardError, InputError
 from dynamix.features.calendar import Calendar, build_calendar
 from dynamix.features.dwell import cap_dwell, derive_dwell, dwell_caps
@@ -73,10 +73,11 @@ def ingest(run: Run, *, events: str, allow_empty: bool = False, rebuild: bool = 
         settled = _settle(split.good, config)
         with _kept_in_memory(settled):
             caps, calendar = _caps(run, settled, tally)
-            finished = cap_dwell(settled, caps=caps).drop("unknown_stream")
+            capped = cap_dwell(settled, caps=caps)
+            finished = capped.drop("unknown_stream")
             if tally.kept:
                 _pass_gate(run, finished, result)
-                _describe(settled, finished, config, tally, result)
+                _describe(capped, config, tally, result)
             _write(run, finished, split.quarantine, result, caps, calendar, definition, rebuild=rebuild)
     return result
 
@@ -172,32 +173,29 @@ def _event_rules(config: Config) -> dict[str, Column]:
     return rules
 
 
-def _describe(
-    settled: DataFrame, finished: DataFrame, config: Config, tally: Tally, result: StepResult
-) -> None:
+def _describe(capped: DataFrame, config: Config, tally: Tally, result: StepResult) -> None:
     """Counters of dwells, impressions and unknown streams; warnings on a hot user and a closed contract."""
-    for row in finished.groupBy("dwell_status").agg(F.count(F.lit(1)).alias("n")).collect():
-        result.counters[f"dwell_{row['dwell_status']}"] = row["n"]
-    per_user = settled.groupBy("user_id").agg(
-        F.count(F.lit(1)).alias("n"),
-        F.count_if("unknown_stream").alias("unknown"),
-        F.count_if(F.col("session_id").isNull()).alias("outside"),
+    counts = {
+        "events_outside_sessions": F.count_if(F.col("session_id").isNull()),
+        "unknown_streams": F.count_if("unknown_stream"),
+        **{f"dwell_{status}": F.count_if(F.col("dwell_status") == status) for status in DWELL_STATUSES},
+    }
+    per_user = capped.groupBy("user_id").agg(
+        F.count(F.lit(1)).alias("n"), *[count.alias(name) for name, count in counts.items()]
     )
     row = per_user.agg(
         F.count(F.lit(1)).alias("users"),
         F.max(F.struct("n", "user_id")).alias("most"),
-        F.sum("unknown").alias("unknown"),
-        F.sum("outside").alias("outside"),
+        *[F.sum(name).alias(name) for name in counts],
     ).collect()[0]
-    result.counters |= {"users": row["users"], "events_outside_sessions": row["outside"]}
-    result.counters["unknown_streams"] = row["unknown"]
-    if config.contract == "closed_fail" and row["unknown"]:
+    result.counters |= {name: row[name] for name in ("users", *counts)}
+    if config.contract == "closed_fail" and row["unknown_streams"]:
         raise InputError(
-            f"{row['unknown']} events are of streams outside `known_streams:` and the contract is closed_fail; "
+            f"{row['unknown_streams']} events are of streams outside `known_streams:` and the contract is closed_fail; "
             "add the streams, or set `contract:` to open or closed_unknown"
         )
-    if row["unknown"]:
-        result.warnings.append(f"{row['unknown']} events of unknown streams went to unknown/unknown")
+    if row["unknown_streams"]:
+        result.warnings.append(f"{row['unknown_streams']} events of unknown streams went to unknown/unknown")
     if row["users"] > 10 and row["most"]["n"] > HOT_USER_SHARE * tally.kept:
         share = row["most"]["n"] / tally.kept
         result.warnings.append(f"hot user {row['most']['user_id']!r} has {share:.0%} of the events; a bot?")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dynamix.errors import EnvironmentTrouble
 
+RESOLVE_LIMIT_S = 900
 DELTA_VERSION = "4.4.0"
 UNITY_VERSION = "0.6.0"
 SPARK_LINE = "4.2_2.13"
@@ -93,22 +94,35 @@ def resolve_jars(environment: Mapping[str, str]) -> list[Path]:
             if not source.is_file():
                 raise EnvironmentTrouble(_unresolved(f"{group}:{name}:{version}", log))
             shutil.copyfile(source, draft / f"{name}-{version}.jar")
-        shutil.rmtree(target, ignore_errors=True)
-        draft.rename(target)
+        if find_jars(environment) is None:  # another process may have been faster: its jars are in use
+            shutil.rmtree(target, ignore_errors=True)
+            draft.rename(target)
     return [target / name for name in jar_names()]
 
 
 def _run_resolver(work: Path, environment: Mapping[str, str]) -> str:
     package = f"io.delta:delta-spark_{SPARK_LINE}:{DELTA_VERSION}"
     command = [sys.executable, "-c", _RESOLVER, str(work / "ivy"), package, ",".join(_EXCLUDED)]
-    done = subprocess.run(
-        command, env=dict(environment), capture_output=True, text=True, check=False, cwd=work
-    )
+    # Its own process: a later session must not inherit the package settings.
+    try:
+        done = subprocess.run(
+            command,
+            env=dict(environment),
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=work,
+            timeout=RESOLVE_LIMIT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"not found: no answer within {RESOLVE_LIMIT_S} s"
     return done.stderr + done.stdout
 
 
 def _unresolved(artifact: str, log: str) -> str:
-    hints = [line.strip() for line in log.splitlines() if "not found" in line.lower() or "refused" in line.lower()]
+    hints = [
+        line.strip() for line in log.splitlines() if "not found" in line.lower() or "refused" in line.lower()
+    ]
     cause = f" ({hints[0][:160]})" if hints else ""
     return (
         f"Delta jar {artifact} could not be resolved{cause}; check the network or the mirror of your Ivy "
@@ -116,6 +130,16 @@ def _unresolved(artifact: str, log: str) -> str:
     )
 
 
+def main() -> int:
+    """Resolve the jars if need be and print their paths; 5 with one line where that fails."""
+    try:
+        for path in resolve_jars(os.environ):
+            print(path)
+    except EnvironmentTrouble as trouble:
+        print(f"set-up: {trouble.message}", file=sys.stderr)
+        return trouble.exit_code
+    return 0
+
+
 if __name__ == "__main__":
-    for path in resolve_jars(os.environ):
-        print(path)
+    raise SystemExit(main())

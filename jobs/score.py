@@ -80,6 +80,6 @@ def _write(run: Run, service: RankerService, rows: JaggedRows, version: str) -> 
         frame.join(users, "impression_id")
         .withColumn("model_version", F.lit(version))
         .withColumn("mask_version", F.lit(service.preparation.mask_version))
-        .withColumn("scored_at", F.lit(datetime.now(UTC).replace(tzinfo=None)))
+        .withColumn("scored_at", F.lit(datetime.now(UTC)))
     )
     return run.warehouse.replace(run.spark, SCORES, full, where=f"model_version = '{version}'")

@@ -5,6 +5,7 @@ Order: active session (Databricks, Connect) → jars in DYNAMIX_JARS_DIR → cac
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ SETTINGS: dict[str, str] = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     "spark.sql.session.timeZone": "UTC",  # days and windows are UTC days
+    "spark.sql.adaptive.enabled": "true",  # joins small parts after a shuffle, splits skewed ones
     "spark.sql.shuffle.partitions": "4",  # two cores: 200 tasks would be pure overhead
     "spark.databricks.delta.snapshotPartitions": "2",  # Delta's default of 50 tasks per log read
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "5",  # VACUUM else starts 10,000 tasks
@@ -47,7 +49,11 @@ appender.file.layout.pattern = %d{{HH:mm:ss}} %p %c{{1}}: %m%n%ex
 
 
 def get_spark(app: str = "dynamix", *, environment: Mapping[str, str] | None = None) -> SparkSession:
-    """The active session, or a new local one. EnvironmentTrouble (exit 5) names Java or the jar at fault."""
+    """The active session, or a new local one. EnvironmentTrouble (exit 5) names Java or the jar at fault.
+
+    Read from the environment: DYNAMIX_JARS_DIR, DYNAMIX_MASTER (`local[*]`), DYNAMIX_DRIVER_MEMORY (`6g`),
+    JAVA_HOME, and the signs of a platform that brings its own session, where nothing is built or checked.
+    """
     active = SparkSession.getActiveSession()
     if active is not None:
         return active
@@ -71,12 +77,15 @@ def get_spark(app: str = "dynamix", *, environment: Mapping[str, str] | None = N
         "spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={log} -Dderby.system.home={work}"
     )
     try:
-        return _start(builder, work)
+        session = _start(builder, work)
     except Exception as trouble:
+        first = (str(trouble).splitlines() or [""])[0]
         raise EnvironmentTrouble(
-            f"Spark did not start ({type(trouble).__name__}: {str(trouble).splitlines()[0][:200]}); "
+            f"Spark did not start ({type(trouble).__name__}: {first[:200]}); its log is in {work}; "
             "run `dynamix doctor`"
         ) from trouble
+    atexit.register(shutil.rmtree, work, ignore_errors=True)  # kept where the start failed
+    return session
 
 
 def _start(builder: SparkSession.Builder, work: Path) -> SparkSession:
@@ -91,11 +100,18 @@ def _start(builder: SparkSession.Builder, work: Path) -> SparkSession:
             os.close(saved)
 
 
+def java_program(environment: Mapping[str, str]) -> str | None:
+    """Path of the `java` that Spark's launcher takes: JAVA_HOME first, then PATH."""
+    home = environment.get("JAVA_HOME")
+    return (
+        str(Path(home) / "bin" / "java") if home else shutil.which("java", path=environment.get("PATH", ""))
+    )
+
+
 def java_version(environment: Mapping[str, str]) -> int | None:
     """Major version of the Java that Spark would start, None where there is none."""
-    home = environment.get("JAVA_HOME")
-    program = str(Path(home) / "bin" / "java") if home else shutil.which("java", path=environment.get("PATH"))
-    if not program:
+    program = java_program(environment)
+    if program is None:
         return None
     try:
         done = subprocess.run([program, "-version"], capture_output=True, text=True, check=False)

@@ -185,7 +185,8 @@ def gate_mask(masked: Scored, keep_all: Scored, *, ne_budget: float, replicates:
         f"delta_ne_pct {delta.delta_ne_pct:+.4f} [{delta.low:+.4f}, {delta.high:+.4f}] on {delta.rows} rows, "
         f"{delta.positives:.0f} positives, gate {gate_pct:.4f} %"
     )
-    if too_small:
+    shown_harm = delta.low > 100 * ne_budget and delta.positives >= MIN_POSITIVES
+    if too_small and not shown_harm:
         return Verdict(False, "proposed", f"proposed (unresolvable): {numbers}", delta, checks)
     if passed:
         return Verdict(

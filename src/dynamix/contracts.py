@@ -127,7 +127,9 @@ EVENTS = Table(
         _col("source_session_id", "string", "session id of the source"),
         _col("request_id", "string"),
         _col("position", "int"),
-        _col("dwell_ms", "bigint", "milliseconds; NULL when unknown", check="dwell_ms IS NULL OR dwell_ms >= 0"),
+        _col(
+            "dwell_ms", "bigint", "milliseconds; NULL when unknown", check="dwell_ms IS NULL OR dwell_ms >= 0"
+        ),
         Column("dwell_status", "string", nullable=False, allowed=DWELL_STATUSES),
         _col("value", "double"),
         _col("sample_weight", "double"),
