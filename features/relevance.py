@@ -1,0 +1,311 @@
+"""Additive statistics of relevance: per segment × stream, one scan over histories, clustered by user.
+
+Every labelled impression has a residual r = y − p and a weight w = p(1−p), p being what is predicted without
+the history. For the exposure block x (6 channels) the sums below give score, information and user-clustered
+variance of every cell without a second scan (docs/method.md A.3); they add up over users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from dynamix.config import HistoryConfig
+from dynamix.contracts import CHANNELS
+from dynamix.features.calendar import Calendar, instant_sql
+from dynamix.features.exposure import exposure_block
+from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, map_histories
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+C = len(CHANNELS)
+FINE_BINS = 64
+"""Equal bins of the dwell exposure over [−3, 3]; one more bin for impressions without a usable dwell."""
+WHOLE = -1
+"""Window of all days; 0, 1, 2 are the thirds of the statistics period."""
+MAX_POSITION = 50
+KEYS = ("segment_id", "stream_id", "label", "half", "window")
+SCHEMA = "segment_id int, stream_id int, label string, half int, window int, sums array<double>"
+
+SCALARS = ("n", "positives", "with_stream", "present", "tokens", "censored", "w")
+_PARTS = (
+    ("scalars", (len(SCALARS),)),
+    ("wx", (C,)),
+    ("wxx", (C, C)),
+    ("a", (C + 1,)),
+    ("aa", (C + 1, C + 1)),
+    ("hist", (4, FINE_BINS + 1)),
+)
+SIZE = sum(int(np.prod(shape)) for _, shape in _PARTS)
+
+
+@dataclass(frozen=True)
+class CellSums:
+    """The mergeable state of one cell, head, user half and window.
+
+    n impressions of the segment, positives among them, with_stream = positives that have the stream, present =
+    impressions that have it, tokens and censored = its kept events; w = Σ w, wx = Σ w x (6,), wxx = Σ w x xᵀ (6, 6);
+    per user a_u = (Σ x r, Σ r): a = Σ_u a_u (7,), aa = Σ_u a_u a_uᵀ (7, 7); hist (4, 65) = n, y, r, w by fine bin
+    of the dwell exposure, the last bin being impressions without one (window WHOLE only).
+    """
+
+    n: float
+    positives: float
+    with_stream: float
+    present: float
+    tokens: float
+    censored: float
+    w: float
+    wx: Floats
+    wxx: Floats
+    a: Floats
+    aa: Floats
+    hist: Floats
+
+    @classmethod
+    def unpack(cls, sums: Sequence[float] | Floats) -> CellSums:
+        values = np.asarray(sums, np.float64)
+        if values.shape != (SIZE,):
+            raise ValueError(f"sums have length {values.shape}; allowed: {SIZE}")
+        parts, at = {}, 0
+        for name, shape in _PARTS:
+            size = int(np.prod(shape))
+            parts[name] = values[at : at + size].reshape(shape)
+            at += size
+        scalars = dict(zip(SCALARS, parts.pop("scalars").tolist(), strict=True))
+        return cls(**scalars, **parts)
+
+    def pack(self) -> Floats:
+        """The state as one vector (SIZE,)."""
+        scalars = np.array([getattr(self, name) for name in SCALARS])
+        return np.concatenate([scalars, *[getattr(self, name).ravel() for name, _ in _PARTS[1:]]])
+
+    def __add__(self, other: CellSums) -> CellSums:
+        return CellSums.unpack(self.pack() + other.pack())
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """p without history per head: logit = cell (surface × position) + segment offset; or one logged per impression.
+
+    `surfaces` names the first axis of `cell[head]` (S+1, 52): positions 0 = none, 1..50, 51 = lower; the last
+    surface row serves unknown ones. `offset[head]` (G+1,) is indexed by segment id. With `column` the
+    impression's own column of that name (per head) is taken as p.
+    """
+
+    surfaces: tuple[str, ...] = ()
+    cell: Mapping[str, Floats] = field(default_factory=dict)
+    offset: Mapping[str, Floats] = field(default_factory=dict)
+    column: str = ""
+
+    def of(self, frame: Any, head: str) -> Floats:
+        """p (B,) of the impressions in a pyarrow.Table with surface, position and segment_id."""
+        if self.column:
+            return np.asarray(frame.column(f"{self.column}_{head}").to_numpy(), np.float64)
+        place = {name: i for i, name in enumerate(self.surfaces)}
+        encoded = frame.column("surface").combine_chunks().dictionary_encode()
+        encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+        lookup = np.array([place.get(s, len(self.surfaces)) for s in encoded.dictionary.to_pylist()], np.int64)
+        surface = lookup[np.asarray(encoded.indices)]
+        segment = np.asarray(frame.column("segment_id").to_numpy(), np.int64)
+        logit = self.cell[head][surface, position_code(frame)] + self.offset[head][segment]
+        return np.asarray(1.0 / (1.0 + np.exp(-logit)))
+
+
+def position_code(frame: Any) -> Ints:
+    """0 = no position, 1..50 as they are, 51 = lower."""
+    position = frame.column("position").to_pandas().fillna(0).to_numpy(np.int64)
+    return np.clip(position, 0, MAX_POSITION + 1)
+
+
+def rate_table(impressions: DataFrame, heads: Sequence[str]) -> DataFrame:
+    """Impressions and positives by surface, position code and segment_id: what `Prediction` is fitted on."""
+    position = F.coalesce(F.least(F.greatest("position", F.lit(0)), F.lit(MAX_POSITION + 1)), F.lit(0))
+    return impressions.groupBy("surface", position.alias("position"), "segment_id").agg(
+        F.count(F.lit(1)).alias("n"), *[F.sum(f"label_{head}").alias(head) for head in heads]
+    )
+
+
+def statistics_rows(impressions: DataFrame, calendar: Calendar) -> DataFrame:
+    """Labelled impressions of the statistics period that are mature by its end, with the user's half.
+
+    Halves are by hash of the user, for cross-fitting; a user is in one half only.
+    """
+    end = F.expr(instant_sql(calendar.statistics.end))
+    inside = impressions.where(calendar.statistics.sql("event_ts")).where(F.col("label_mature_ts") <= end)
+    half = F.pmod(F.xxhash64(F.lit("half"), F.col("user_id")), F.lit(2)).cast("int")
+    return inside.withColumn("half", half)
+
+
+def cell_sums(
+    events: DataFrame, impressions: DataFrame, *, history: HistoryConfig, heads: Sequence[str], n_streams: int,
+    given: Prediction, thirds_us: tuple[int, int], run_date_us: int | None = None,
+) -> DataFrame:  # fmt: skip
+    """Sums of every segment × stream × head × half × window (SCHEMA), one row each.
+
+    events as in features/streams.py `event_columns`, impressions as in `statistics_rows` with segment_id.
+    `thirds_us` are the two inner borders of the windows, µs since 1970 UTC. Users without events count.
+    """
+    asked = impressions.select(
+        "user_id", "event_ts", "event_id", "request_id", "item_id", "surface", "position", "segment_id", "half",
+        *[f"label_{head}" for head in heads],
+        *([f"{given.column}_{head}" for head in heads] if given.column else []),
+    )  # fmt: skip
+    kernel = relevance_kernel(given, tuple(heads), n_streams, thirds_us)
+    parts = map_histories(
+        events, asked, history=history, kernel=kernel, schema=f"block string, {SCHEMA}", run_date_us=run_date_us
+    )
+    return parts.groupBy("segment_id", "stream_id").applyInArrow(_add_up, SCHEMA)
+
+
+def _add_up(table: Any) -> Any:
+    """Rows of equal keys summed in the order of their blocks, so that the last bit does not depend on a race."""
+    table = table.sort_by([("block", "ascending")])
+    codes: dict[tuple[Any, ...], int] = {}
+    keys = list(zip(*[table.column(name).to_pylist() for name in KEYS], strict=True))
+    group = np.array([codes.setdefault(key, len(codes)) for key in keys], np.int64)
+    flat = table.column("sums").combine_chunks()
+    values = np.asarray(flat.flatten()).reshape(len(keys), SIZE)
+    total = np.zeros((len(codes), SIZE))
+    np.add.at(total, group, values)
+    columns = dict(zip(KEYS, zip(*codes, strict=True), strict=True))
+    return _sums_table(columns, total)
+
+
+def _sums_table(columns: Mapping[str, Sequence[Any]], total: Floats, **more: Any) -> Any:
+    offsets = pa.array(np.arange(len(total) + 1, dtype=np.int32) * SIZE)
+    types = {"label": pa.string()}
+    arrays = {name: pa.array(list(columns[name]), types.get(name, pa.int32())) for name in KEYS}
+    sums = pa.ListArray.from_arrays(offsets, pa.array(total.ravel()))
+    return pa.table({**more, **arrays, "sums": sums})
+
+
+def relevance_kernel(
+    given: Prediction, heads: tuple[str, ...], n_streams: int, thirds_us: tuple[int, int]
+) -> Kernel:
+    """Kernel for `map_histories`: the sums of one block of users, with `block` = its first user."""
+
+    def kernel(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Any:
+        x = exposure_block(events, asked, offsets, index, n_streams=n_streams)
+        frame = asked.frame
+        segment = np.asarray(frame.column("segment_id").to_numpy(), np.int64)
+        half = np.asarray(frame.column("half").to_numpy(), np.int64)
+        third = np.searchsorted(np.asarray(thirds_us), asked.ts_us, side="right")
+        usable = _has_dwell(events, offsets, index, n_streams)
+        keys: list[tuple[int, int, str, int, int]] = []
+        rows: list[Floats] = []
+        for head in heads:
+            y = np.asarray(frame.column(f"label_{head}").to_numpy(), np.float64)
+            p = given.of(frame, head)
+            for own in np.unique(segment):
+                for side in (0, 1):
+                    chosen = (segment == own) & (half == side)
+                    for window in (WHOLE, 0, 1, 2):
+                        take = np.flatnonzero(chosen if window == WHOLE else chosen & (third == window))
+                        if not len(take):
+                            continue
+                        block = block_sums(
+                            x[take], y[take], p[take], asked.user[take],
+                            has_dwell=usable[take] if window == WHOLE else None,
+                        )  # fmt: skip
+                        keys += [(int(own), f, head, side, window) for f in range(n_streams)]
+                        rows.append(block)
+        first = [str(frame.column("user_id")[0])] * len(keys)
+        columns = dict(zip(KEYS, zip(*keys, strict=True), strict=True))
+        return _sums_table(columns, np.concatenate(rows), block=pa.array(first, pa.string()))
+
+    return kernel
+
+
+def _has_dwell(events: EventBlock, offsets: Ints, index: Ints, n_streams: int) -> npt.NDArray[np.bool_]:
+    """True where the history of an impression has a usable dwell of the stream (B, F)."""
+    rows = len(offsets) - 1
+    row = np.repeat(np.arange(rows, dtype=np.int64), np.diff(offsets))
+    found = np.zeros(rows * n_streams, bool)
+    known = ~np.isnan(events.z[index])
+    found[(row * n_streams + events.stream[index])[known]] = True
+    return found.reshape(rows, n_streams)
+
+
+def block_sums(
+    x: Floats, y: Floats, p: Floats, user: Ints, *, has_dwell: npt.NDArray[np.bool_] | None = None
+) -> Floats:
+    """Packed `CellSums` of all streams (F, SIZE) from impressions sorted by user.
+
+    x (B, F, 6), y and p (B,), user (B,) codes, has_dwell (B, F) or None to leave the histogram empty.
+    """
+    rows, n_streams, _ = x.shape
+    r, w = y - p, p * (1.0 - p)
+    presence = x[:, :, CHANNELS.index("presence")]
+    tokens = np.expm1(x[:, :, CHANNELS.index("count")])
+    by_stream = np.ascontiguousarray(x.transpose(1, 0, 2))  # (F, B, 6)
+    weighted = by_stream * w[None, :, None]
+    starts = np.flatnonzero(np.append(True, user[1:] != user[:-1]))
+    per_user = np.empty((n_streams, len(starts), C + 1))
+    per_user[:, :, :C] = np.add.reduceat(by_stream * r[None, :, None], starts, axis=1)
+    per_user[:, :, C] = np.add.reduceat(r, starts)[None, :]
+    scalars = np.stack(
+        [
+            np.full(n_streams, float(rows)),
+            np.full(n_streams, y.sum()),
+            presence.T @ y,
+            presence.sum(axis=0),
+            tokens.sum(axis=0),
+            (tokens * x[:, :, CHANNELS.index("censored")]).sum(axis=0),
+            np.full(n_streams, w.sum()),
+        ],
+        axis=1,
+    )
+    parts = (
+        scalars,
+        weighted.sum(axis=1),
+        np.matmul(by_stream.transpose(0, 2, 1), weighted),
+        per_user.sum(axis=1),
+        np.matmul(per_user.transpose(0, 2, 1), per_user),
+        _histogram(x[:, :, CHANNELS.index("dwell")], y, r, w, has_dwell),
+    )
+    return np.concatenate([part.reshape(n_streams, -1) for part in parts], axis=1)
+
+
+def _histogram(
+    dwell: Floats, y: Floats, r: Floats, w: Floats, has_dwell: npt.NDArray[np.bool_] | None
+) -> Floats:
+    """(F, 4, 65): impressions, positives, residual and weight by fine bin of the dwell exposure."""
+    n_streams = dwell.shape[1]
+    result = np.zeros((n_streams, 4, FINE_BINS + 1))
+    if has_dwell is None:
+        return result
+    code = np.where(has_dwell, fine_bin(dwell), FINE_BINS)
+    flat = code + np.arange(n_streams)[None, :] * (FINE_BINS + 1)
+    for place, values in enumerate((np.ones_like(y), y, r, w)):
+        spread = np.broadcast_to(values[:, None], flat.shape)
+        counts = np.bincount(flat.ravel(), weights=spread.ravel(), minlength=n_streams * (FINE_BINS + 1))
+        result[:, place] = counts.reshape(n_streams, FINE_BINS + 1)
+    return result
+
+
+def fine_bin(dwell: Floats) -> Ints:
+    """Fine bin 0..63 of a dwell exposure in [−3, 3]."""
+    return np.clip(np.floor((dwell + 3.0) / 6.0 * FINE_BINS), 0, FINE_BINS - 1).astype(np.int64)
+
+
+def bin_centres() -> Floats:
+    """Centre of every fine bin (64,), in standard deviations of ln(1+dwell)."""
+    return (np.arange(FINE_BINS) + 0.5) * (6.0 / FINE_BINS) - 3.0
+
+
+def thirds(calendar: Calendar) -> tuple[int, int]:
+    """Inner borders of three equal windows of the statistics period, µs since 1970 UTC."""
+    start = np.datetime64(calendar.statistics.start, "us").astype(np.int64)
+    length = np.datetime64(calendar.statistics.end, "us").astype(np.int64) - start
+    return int(start + length // 3), int(start + 2 * length // 3)
+
+

@@ -1,0 +1,242 @@
+"""`dynamix segment`: fit the segmenter, settle ids and names, write who is in which segment when, register it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from dynamix.contracts import COLD_SEGMENT, N_DWELL_BINS, SEGMENT_REGISTRY, SEGMENTS
+from dynamix.features.calendar import Calendar
+from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.features import cycle_calendar, seen_events
+from dynamix.models.registry import Registry, register_segmenter
+from dynamix.segmentation.assign import Rule, activity_border, histories
+from dynamix.segmentation.counts import user_counts
+from dynamix.segmentation.identity import (
+    COLD_NAME,
+    Identity,
+    Previous,
+    first_ids,
+    id_map,
+    match_ids,
+    names,
+    overlap_matrix,
+)
+from dynamix.segmentation.mix import Fitted, fit_fixed, fit_mixture
+
+CONTROLS = {"one": 1, "tier": 2}
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A fitted segmenter with stable ids, names and its version."""
+
+    fitted: Fitted
+    identity: Identity
+    names: tuple[str, ...]
+    rule: Rule
+    version: str
+    baseline_version: str
+
+
+def segment(run: Run, *, tracking_uri: str = "") -> StepResult:
+    """Write `segments` and `segment_registry` of one version and register it as `dynamix-segmenter`.
+
+    Rows of another version of the same run date are replaced, earlier run dates stay. GuardError (exit 4)
+    without events in the segmenter's window; EnvironmentTrouble (exit 5) when the registry fails.
+    """
+    events = seen_events(run)
+    calendar = cycle_calendar(run, events)
+    streams = run.warehouse.read(run.spark, "streams").persist()
+    counts = user_counts(events, streams, config=run.config, calendar=calendar).persist()
+    result = StepResult()
+    try:
+        listed = {int(r["stream_id"]): str(r["stream"]) for r in streams.select("stream_id", "stream").collect()}
+        settled, rows = _settle(run, counts, calendar, listed)
+        try:
+            _write(run, settled, rows, result)
+        finally:
+            rows.unpersist()
+    finally:
+        counts.unpersist()
+        streams.unpersist()
+    _register(run, settled, result, tracking_uri)
+    return result
+
+
+def _settle(
+    run: Run, counts: DataFrame, calendar: Calendar, streams: dict[int, str]
+) -> tuple[Settled, DataFrame]:
+    config = run.config.segmentation
+    n_streams = 1 + max(streams)
+    if config.control in CONTROLS:
+        fitted = fit_fixed(
+            counts, n_streams=n_streams, k=CONTROLS[config.control], config=config, reason=f"control {config.control}"
+        )
+    else:
+        fitted = fit_mixture(counts, n_streams=n_streams, config=config, progress=run.note)
+    border_day = (calendar.next_window.end - calendar.first).days
+    active_from = activity_border(counts, min_events=config.min_events, day=border_day)
+    rule = Rule.of(config, active_from=active_from)
+    run.note("segment: posterior of every user at every midnight")
+    rows = histories(counts, fitted.mixture, rule=rule, calendar=calendar).persist()
+    previous = _previous(run)
+    identity = _identity(run, fitted, rows, previous)
+    per_stream = N_DWELL_BINS if config.dwell_bins else 1
+    named = names(fitted.mixture, streams, cells_per_stream=per_stream)
+    if config.control == "tier":
+        named = ("active", "passive")
+    version = _version(run, fitted, identity, rule)
+    return Settled(fitted, identity, named, rule, version, calendar.baseline_version), rows
+
+
+def _previous(run: Run) -> tuple[str, Previous] | None:
+    """The newest version of an earlier run date: its name, live segments and the largest id given so far."""
+    if not run.warehouse.exists(run.spark, SEGMENT_REGISTRY.name):
+        return None
+    registry = run.warehouse.read(run.spark, SEGMENT_REGISTRY.name)
+    today = f"s{run.run_date:%Y%m%d}-"
+    earlier = registry.where((F.col("segment_version") < today) & (F.col("segment_id") > COLD_SEGMENT))
+    newest = earlier.agg(F.max("segment_version").alias("v"), F.max("segment_id").alias("id")).collect()[0]
+    if newest["v"] is None:
+        return None
+    live = earlier.where((F.col("segment_version") == newest["v"]) & (F.col("event") != "death"))
+    rows = live.select("segment_id", "prototype").orderBy("segment_id").collect()
+    ids = tuple(int(r["segment_id"]) for r in rows)
+    emission = np.array([r["prototype"] for r in rows], np.float64)
+    return str(newest["v"]), Previous(ids, emission, int(newest["id"]))
+
+
+def _identity(
+    run: Run, fitted: Fitted, rows: DataFrame, previous: tuple[str, Previous] | None
+) -> Identity:
+    if previous is None:
+        return first_ids(fitted.mixture)
+    version, old = previous
+    current = rows.where("last").select("user_id", "component")
+    stored = (
+        run.warehouse.read(run.spark, SEGMENTS.name)
+        .where((F.col("segment_version") == version) & F.col("valid_to").isNull())
+        .select("user_id", "segment_id")
+    )
+    pairs = current.join(stored, "user_id").groupBy("component", "segment_id").count().collect()
+    triples = [(int(r["component"]), int(r["segment_id"]), int(r["count"])) for r in pairs]
+    return match_ids(fitted.mixture, old, overlap_matrix(triples, fitted.mixture.k, old.ids))
+
+
+def _version(run: Run, fitted: Fitted, identity: Identity, rule: Rule) -> str:
+    """`s<yyyymmdd>-<8 hex>` over the mixture, the ids, the rule and the config of the segmenter."""
+    content = {
+        "emission": np.round(fitted.mixture.log_p, 9).tolist(),
+        "prior": np.round(fitted.mixture.log_pi, 9).tolist(),
+        "ids": identity.ids,
+        "rule": vars(rule),
+        "config": run.config.digest("segmentation"),
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    return f"s{run.run_date:%Y%m%d}-{digest}"
+
+
+def _write(run: Run, settled: Settled, rows: DataFrame, result: StepResult) -> None:
+    day = f"{run.run_date:%Y%m%d}"
+    where = f"segment_version >= 's{day}-' AND segment_version < 's{day}.'"  # any version of this run date
+    ids = id_map(settled.identity)
+    named = {COLD_SEGMENT: COLD_NAME} | dict(zip(settled.identity.ids, settled.names, strict=True))
+    to_id = F.create_map(*[F.lit(x) for pair in ids.items() for x in pair])
+    to_name = F.create_map(*[F.lit(x) for pair in named.items() for x in pair])
+    frame = (
+        rows.withColumn("segment_version", F.lit(settled.version))
+        .withColumn("segment_id", to_id[F.col("component")])
+        .withColumn("posterior", F.transform_keys("posterior", lambda k, _: to_id[k]))
+        .withColumn("segment_name", to_name[F.col("segment_id")])
+        .drop("component", "last")
+    )
+    result.tables["segments"] = run.warehouse.replace(run.spark, SEGMENTS, frame, where=where)
+    registry = run.spark.createDataFrame(_registry_rows(settled), SEGMENT_REGISTRY.ddl())
+    result.tables["segment_registry"] = run.warehouse.replace(run.spark, SEGMENT_REGISTRY, registry, where=where)
+    _count(rows, settled, named, result)
+
+
+def _registry_rows(settled: Settled) -> list[tuple[Any, ...]]:
+    """One row per segment, the cold one included, and one per segment that ended."""
+    mixture, choice = settled.fitted.mixture, settled.fitted.choice
+    guards = {k: float(v) for k, v in choice.chosen.numbers.items()}
+    guards |= {
+        "active_from": settled.rule.active_from,
+        "k": float(mixture.k),
+        "iterations": float(settled.fitted.iterations),
+    }
+    tail = (guards, choice.reason, settled.baseline_version)
+    rows: list[tuple[Any, ...]] = [
+        (COLD_SEGMENT, settled.version, COLD_NAME, "mix", [], 0.0, [], "keep", *tail)
+    ]
+    emission, share = np.exp(mixture.log_p), np.exp(mixture.log_pi)
+    for place, (segment_id, event) in enumerate(
+        zip(settled.identity.ids, settled.identity.events, strict=True)
+    ):
+        parents = [segment_id] if event == "keep" else []
+        rows.append(
+            (segment_id, settled.version, settled.names[place], "mix", emission[place].tolist(),
+             float(share[place]), parents, event, *tail)
+        )  # fmt: skip
+    for gone in settled.identity.dead:
+        rows.append((gone, settled.version, "ended", "mix", [], 0.0, [gone], "death", *tail))
+    return rows
+
+
+def _count(rows: DataFrame, settled: Settled, named: dict[int, str], result: StepResult) -> None:
+    """Users per segment at the run date, coverage of the confident rule, and the choice of K."""
+    ids = id_map(settled.identity)
+    found = rows.where("last").groupBy("component").agg(F.count(F.lit(1)).alias("n")).collect()
+    users = {ids[int(r["component"])]: int(r["n"]) for r in found}
+    total = sum(users.values())
+    for segment_id in sorted(named):
+        result.counters[f"users_segment_{segment_id}"] = users.get(segment_id, 0)
+    result.metrics["segments"] = float(settled.fitted.mixture.k)
+    result.metrics["warm_share"] = 1.0 - users.get(COLD_SEGMENT, 0) / max(total, 1)
+    result.facts |= {
+        "segment_version": settled.version,
+        "segments": "; ".join(f"{i} {named[i]}: {users.get(i, 0)} users" for i in sorted(named)),
+        "segmenter": settled.fitted.choice.reason,
+    }
+    if settled.fitted.mixture.k == 1 and settled.rule.control == "none":
+        result.warnings.append(f"one segment only: {settled.fitted.choice.reason}")
+
+
+def _register(run: Run, settled: Settled, result: StepResult, tracking_uri: str) -> None:
+    """Store the mixture as JSON in the run's folder and as a version of `dynamix-segmenter`."""
+    mixture, config = settled.fitted.mixture, run.config.segmentation
+    tree = {
+        "ids": list(settled.identity.ids),
+        "log_emission": mixture.log_p.tolist(),
+        "log_prior": mixture.log_pi.tolist(),
+        "confidence": config.confidence,
+        "min_events": config.min_events,
+        "active_from": settled.rule.active_from,
+        "dwell_bins": config.dwell_bins,
+    }
+    path: Path = run.folder / "segmenter.json"
+    path.write_text(json.dumps(tree, sort_keys=True), encoding="utf-8")
+    numbers = {k: float(v) for k, v in settled.fitted.choice.chosen.numbers.items() if np.isfinite(v)}
+    version = register_segmenter(
+        Registry(run.warehouse.private, tracking_uri),
+        artefact=path,
+        metrics=numbers | result.metrics,
+        tags={
+            "segment_version": settled.version,
+            "run_id": run.run_id,
+            "run_date": str(run.run_date),
+            "method": config.method,
+            "evidence": settled.fitted.evidence,
+            "baseline_version": settled.baseline_version,
+        },
+        run_name=f"segment {run.run_id}",
+    )
+    result.facts["segmenter_model"] = version.address

@@ -1,0 +1,199 @@
+"""Segments over time: posterior of every user at every midnight from earlier events only, with hysteresis.
+
+The state at 00:00 of day d rests on events known before it. A user leaves segment 0 on the first midnight at
+which the posterior reaches the confidence with enough events, and changes segment only when another
+one has led by at least .2 on two midnights in a row (docs/method.md A.4.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyspark.sql import DataFrame
+
+from dynamix.config import SegmentationConfig
+from dynamix.contracts import TIERS
+from dynamix.features.calendar import Calendar
+from dynamix.segmentation.counts import CountBlock, count_block
+from dynamix.segmentation.em import reduce_blocks
+from dynamix.segmentation.mixture import Floats, Ints, Mixture, posterior
+
+LEAD = 0.2
+TIER_DAYS = 7
+NEVER = 1e9
+_MAX_WEEKLY = 10_000
+SCHEMA = (
+    "user_id string, valid_from timestamp, valid_to timestamp, component int, tier string, "
+    "posterior map<int,double>, n_events bigint, last boolean"
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What turns posteriors into segments: confidence, usable events, tier border, and a control if one is set."""
+
+    confidence: float
+    min_events: int
+    active_from: float
+    control: str = "none"
+
+    @classmethod
+    def of(cls, config: SegmentationConfig, *, active_from: float) -> Rule:
+        return cls(config.confidence, config.min_events, active_from, config.control)
+
+
+@dataclass(frozen=True)
+class Days:
+    """Of U users at D midnights (day 0 .. D−1): score (U, D, K), events so far (U, D), of the last week (U, D)."""
+
+    scores: Floats
+    events: Ints
+    week: Ints
+
+
+def day_table(block: CountBlock, mixture: Mixture, n_days: int) -> Days:
+    """Joint log density and event counts of every user at every midnight, from the days before it."""
+    users, k = len(block.users), mixture.k
+    gains = np.zeros((users * n_days, k))
+    new = np.zeros(users * n_days, np.int64)
+    inside = (block.day >= 0) & (block.day < n_days)
+    slot = block.row[inside] * n_days + block.day[inside]
+    n = block.n[inside]
+    for component in range(k):
+        weights = mixture.log_p[component, block.cell[inside]] * n
+        gains[:, component] = np.bincount(slot, weights=weights, minlength=users * n_days)
+    new += np.bincount(slot, weights=n, minlength=users * n_days).astype(np.int64)
+    scores = np.zeros((users, n_days, k))
+    scores[:, 1:] = np.cumsum(gains.reshape(users, n_days, k), axis=1)[:, :-1]
+    events = np.zeros((users, n_days), np.int64)
+    events[:, 1:] = np.cumsum(new.reshape(users, n_days), axis=1)[:, :-1]
+    week = events.copy()
+    week[:, TIER_DAYS:] -= events[:, :-TIER_DAYS]
+    return Days(scores + mixture.log_pi, events, week)
+
+
+def decide(q: Floats, events: Ints, rule: Rule) -> Ints:
+    """Component of every user at every midnight (U, D), −1 = cold; q (U, D, K), events (U, D)."""
+    users, n_days, _ = q.shape
+    state = np.full(users, -1, np.int64)
+    challenger = np.full(users, -1, np.int64)
+    out = np.empty((users, n_days), np.int64)
+    every = np.arange(users)
+    for day in range(n_days):
+        best = q[:, day].argmax(axis=1)
+        sure = (q[every, day, best] >= rule.confidence) & (events[:, day] >= rule.min_events)
+        lead = q[every, day, best] - q[every, day, np.maximum(state, 0)]
+        contest = (state >= 0) & (best != state) & (lead >= LEAD)
+        switch = contest & (challenger == best) & sure
+        first = (state < 0) & sure
+        challenger = np.where(contest & ~switch, best, -1)
+        state = np.where(first | switch, best, state)
+        out[:, day] = state
+    return out
+
+
+def tiers(component: Ints, week: Ints, rule: Rule) -> npt.NDArray[np.bool_]:
+    """True = active (U, D): warm and at least `active_from` usable events in the last seven days."""
+    return (component >= 0) & (week >= rule.active_from)
+
+
+def activity_border(counts: DataFrame, *, min_events: int, day: int) -> float:
+    """Median of the last seven days' usable events at midnight of `day`, over users with enough events by then.
+
+    NEVER without such a user: nobody is active.
+    """
+
+    def work(block: CountBlock) -> Ints:
+        users = len(block.users)
+        past = block.day < day
+        n = np.bincount(block.row[past], weights=block.n[past], minlength=users)
+        recent = past & (block.day >= day - TIER_DAYS)
+        week = np.bincount(block.row[recent], weights=block.n[recent], minlength=users).astype(np.int64)
+        return np.bincount(np.minimum(week[n >= min_events], _MAX_WEEKLY), minlength=_MAX_WEEKLY + 1)
+
+    histogram = reduce_blocks(counts, work, np.add, np.zeros(_MAX_WEEKLY + 1, np.int64))
+    total = int(histogram.sum())
+    if not total:
+        return NEVER
+    return float(max(1, int(np.searchsorted(np.cumsum(histogram), (total + 1) // 2))))
+
+
+def histories(
+    counts: DataFrame, mixture: Mixture, *, rule: Rule, calendar: Calendar
+) -> DataFrame:
+    """Slowly changing rows of every user: one per stretch of days with the same component and tier (SCHEMA).
+
+    `component` −1 is cold. posterior and n_events are those at valid_from; `last` marks the open row, whose
+    posterior is that of the run date. Rows start at the calendar's first midnight.
+    """
+    span = (calendar.run_date - calendar.first.date()).days
+    first_us = np.datetime64(calendar.first, "us")
+
+    def work(batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            if batch.num_rows:
+                yield _rows(count_block(batch), mixture, rule, span + 1, first_us)
+
+    return counts.mapInArrow(work, SCHEMA)
+
+
+def assigned(block: CountBlock, mixture: Mixture, rule: Rule, n_days: int) -> tuple[Floats, Ints, Ints, Any]:
+    """q (U, D, K), component (U, D), events (U, D), active (U, D) under the rule and its control."""
+    days = day_table(block, mixture, n_days)
+    q = posterior(days.scores)
+    if rule.control == "shuffled":
+        q = _drawn(block.users, mixture, n_days)
+    elif rule.control == "tier":
+        active = days.week >= rule.active_from
+        q = np.stack([active, ~active], axis=2).astype(np.float64)
+    component = decide(q, days.events, rule)
+    if rule.control == "tier":
+        component = np.where(days.events >= rule.min_events, q.argmax(axis=2), -1)
+    return q, component, days.events, tiers(component, days.week, rule)
+
+
+def _drawn(users: Any, mixture: Mixture, n_days: int) -> Floats:
+    """The control `shuffled`: a certain component per user, drawn by hash with the mixture's shares."""
+    from hashlib import blake2b
+
+    draws = np.array(
+        [int.from_bytes(blake2b(f"shuffled|{u}".encode(), digest_size=6).digest(), "big") / 2**48
+         for u in users.to_pylist()]
+    )  # fmt: skip
+    edges = np.cumsum(np.exp(mixture.log_pi))[:-1]
+    one_hot = np.eye(mixture.k)[np.searchsorted(edges, draws, side="right")]
+    return np.repeat(one_hot[:, None, :], n_days, axis=1)
+
+
+def _rows(block: CountBlock, mixture: Mixture, rule: Rule, n_days: int, first: np.datetime64) -> Any:
+    q, component, events, active = assigned(block, mixture, rule, n_days)
+    code = component * 2 + active
+    changed = np.ones(code.shape, bool)
+    changed[:, 1:] = code[:, 1:] != code[:, :-1]
+    user, day = np.nonzero(changed)
+    following = np.append(user[1:] == user[:-1], False)
+    end = np.append(day[1:], 0)
+    last = ~following
+    shown = np.where(last, n_days - 1, day)
+    stamp = first + day * np.timedelta64(1, "D")
+    until = np.where(following, first + end * np.timedelta64(1, "D"), np.datetime64("NaT", "us"))
+    values = np.round(q[user, shown], 6)
+    offsets = pa.array(np.arange(len(user) + 1, dtype=np.int32) * mixture.k, pa.int32())
+    keys = pa.array(np.tile(np.arange(mixture.k, dtype=np.int32), len(user)))
+    utc = pa.timestamp("us", tz="UTC")
+    columns = {
+        "user_id": block.users.take(pa.array(user)),
+        "valid_from": pa.array(stamp.astype("datetime64[us]")).cast(utc),
+        "valid_to": pa.array(until.astype("datetime64[us]")).cast(utc),
+        "component": pa.array(component[user, day].astype(np.int32)),
+        "tier": pa.array([TIERS[0] if a else TIERS[1] for a in active[user, day]], pa.string()),
+        "posterior": pa.MapArray.from_arrays(offsets, keys, pa.array(values.ravel())),
+        "n_events": pa.array(events[user, shown]),
+        "last": pa.array(last),
+    }
+    return pa.RecordBatch.from_pydict(columns)

@@ -1,0 +1,50 @@
+"""One-sided bounds of quadratic statistics: noncentral chi-squared inversion, entropy, budgets."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import optimize, stats
+
+ALPHA = 0.05
+"""Level of every one-sided bound."""
+
+
+def entropy(rate: float) -> float:
+    """H of a Bernoulli(rate) in nats; 0 at 0 and 1."""
+    if rate <= 0.0 or rate >= 1.0:
+        return 0.0
+    return float(-(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
+
+
+def upper_noncentrality(q: float, dof: int, *, alpha: float = ALPHA) -> float:
+    """Largest λ that q does not refute: P(χ²_dof(λ) ≤ q) = alpha; 0 where even λ = 0 makes q that small."""
+    if dof <= 0 or stats.chi2.cdf(q, dof) <= alpha:
+        return 0.0
+    high = max(1.0, q)
+    while stats.ncx2.cdf(q, dof, high) > alpha:
+        high *= 2.0
+    return float(optimize.brentq(lambda x: stats.ncx2.cdf(q, dof, x) - alpha, 0.0, high, xtol=1e-6, rtol=1e-8))
+
+
+def lower_noncentrality(q: float, dof: int, *, alpha: float = ALPHA) -> float:
+    """Smallest λ that q does not refute: P(χ²_dof(λ) ≥ q) = alpha; 0 where λ = 0 is not refuted."""
+    if dof <= 0 or stats.chi2.sf(q, dof) >= alpha:
+        return 0.0
+    high = max(1.0, q)
+    return float(optimize.brentq(lambda x: stats.ncx2.sf(q, dof, x) - alpha, 0.0, high, xtol=1e-6, rtol=1e-8))
+
+
+def cell_budget(rate: float, delta: float) -> float:
+    """ε_cell = ȳ(1−ȳ)δ²/(2H): relative NE that an effect of δ log-odds per SD is worth (docs/method.md A.7)."""
+    h = entropy(rate)
+    return rate * (1 - rate) * delta**2 / (2 * h) if h > 0 else 0.0
+
+
+def delta_for(rate: float, budget: float) -> float:
+    """δ whose removal costs `budget` relative NE: the inverse of `cell_budget`."""
+    return float(np.sqrt(2 * entropy(rate) * budget / (rate * (1 - rate))))
+
+
+def support_needed(delta: float, deff: float, *, support: float) -> float:
+    """Positives a cell needs before it may be dropped: (support/δ)² · deff (docs/method.md A.7 rule 2)."""
+    return (support / delta) ** 2 * max(deff, 1.0)

@@ -1,0 +1,303 @@
+"""The keep rule: which cells may go under the NE budget, with every rule's number beside its limit.
+
+A cell (segment × stream) is dropped iff for every head its rules hold and it lies in the set that the joint
+cross-fitted bound certifies; otherwise it stays, as `keep` where relevance is shown and as `undecided` where
+neither can be shown. Source: docs/method.md A.7 with its amendments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dynamix.config import MaskConfig
+from dynamix.features.relevance import WHOLE, CellSums
+from dynamix.segmentation.bounds import cell_budget, entropy, support_needed, upper_noncentrality
+from dynamix.segmentation.effects import Curvature, Effect, curvature, effect, shrink
+
+Cell = tuple[int, str]
+"""(segment_id, stream)"""
+BOTH = 2
+Z95 = 1.645
+MIN_STREAMS = 1
+"""k_min: the most relevant streams of a segment that always stay."""
+STATISTICAL = ("block", "equivalence", "support", "curvature", "windows")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Everything the rule reads: sums by (segment, stream), head, half (0, 1) and window (WHOLE, 0, 1, 2)."""
+
+    sums: Mapping[tuple[int, str, str, int, int], CellSums]
+    heads: tuple[str, ...]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        return tuple(sorted({(g, f) for g, f, *_ in self.sums}))
+
+    def of(self, cell: Cell, head: str, *, half: int = BOTH, window: int = WHOLE) -> CellSums | None:
+        """Sums of one cell; both halves added when `half` is BOTH. None where there is no impression."""
+        halves = (0, 1) if half == BOTH else (half,)
+        found = [s for h in halves if (s := self.sums.get((*cell, head, h, window))) is not None]
+        if not found:
+            return None
+        return found[0] if len(found) == 1 else found[0] + found[1]
+
+    def pooled(self) -> Statistics:
+        """The same with all segments as one (segment id 0): for the control `global`.
+
+        A user who changed segment counts as one cluster per segment, which leaves the variance a little low.
+        """
+        pool: dict[tuple[int, str, str, int, int], CellSums] = {}
+        for (_, stream, head, half, window), sums in sorted(self.sums.items()):
+            key = (0, stream, head, half, window)
+            pool[key] = pool[key] + sums if key in pool else sums
+        return Statistics(pool, self.heads)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule of one cell: the value, the limit it must keep, and whether it does."""
+
+    rule: str
+    value: float
+    limit: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A cell under one head: block test, curvature, shrunken dwell effect and the rules it was held to."""
+
+    effect: Effect
+    curvature: Curvature
+    dwell_mean: float
+    dwell_sd: float
+    checks: tuple[Check, ...]
+
+    def failed(self, *, among: Sequence[str] | None = None) -> list[Check]:
+        return [c for c in self.checks if not c.passed and (among is None or c.rule in among)]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The decision on a cell with its sentence; `evidence` is that of the head that decided."""
+
+    segment_id: int
+    stream: str
+    verdict: str
+    reason: str
+    head: str
+    effect: Effect
+    tokens: float
+    checks: tuple[Check, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Protection:
+    """Streams that may never be dropped, whatever the numbers say."""
+
+    protected: frozenset[str] = frozenset()
+
+
+def judge(
+    statistics: Statistics, config: MaskConfig, *, protection: Protection = Protection()  # noqa: B008 - frozen
+) -> list[Verdict]:
+    """One verdict per cell, sorted by segment and stream."""
+    evidence = {head: examine(statistics, head, config, protection) for head in statistics.heads}
+    allowed = set(statistics.cells)
+    bounds: dict[str, Joint] = {}
+    for head in statistics.heads:
+        bounds[head] = joint_bound(statistics, head, config.ne_budget, eligible=_eligible(evidence[head]))
+        allowed &= bounds[head].cells
+    passing = {c for c in allowed if all(not e[c].failed() for e in evidence.values())}
+    dropped = passing - _most_relevant(evidence)
+    return [
+        _verdict(cell, statistics, {h: e[cell] for h, e in evidence.items()}, bounds, cell in dropped,
+                 cell in passing, config)
+        for cell in statistics.cells
+    ]  # fmt: skip
+
+
+def examine(
+    statistics: Statistics, head: str, config: MaskConfig, protection: Protection
+) -> dict[Cell, Evidence]:
+    """Effects and rules of every cell under one head."""
+    sums = {c: s for c in statistics.cells if (s := statistics.of(c, head)) is not None}
+    effects = {c: effect(s) for c, s in sums.items()}
+    cells = sorted(effects)
+    beta = np.array([effects[c].channels["dwell"].beta for c in cells])
+    se = np.array([effects[c].channels["dwell"].se for c in cells])
+    means, sds = shrink(beta, se)
+    tokens: dict[int, float] = {}
+    for (segment, _), s in sums.items():
+        tokens[segment] = tokens.get(segment, 0.0) + s.tokens
+    found = {}
+    for cell, mean, sd in zip(cells, means, sds, strict=True):
+        bend = curvature(sums[cell], deff=effects[cell].deff)
+        share = sums[cell].tokens / tokens[cell[0]] if tokens[cell[0]] else 0.0
+        checks = _checks(
+            effects[cell], bend, float(mean), float(sd), sums[cell], share, config,
+            contradictions(statistics, cell, head), cell[1] in protection.protected,
+        )  # fmt: skip
+        found[cell] = Evidence(effects[cell], bend, float(mean), float(sd), checks)
+    return found
+
+
+def _checks(
+    e: Effect, bend: Curvature, mean: float, sd: float, sums: CellSums, share: float, config: MaskConfig,
+    against: int, protected: bool,
+) -> tuple[Check, ...]:  # fmt: skip
+    budget = cell_budget(e.rate, config.delta)
+    needed = support_needed(config.delta, e.deff, support=config.support)
+    censored = sums.censored / sums.tokens if sums.tokens else 0.0
+    worst = abs(mean) + Z95 * sd
+    return (
+        Check("protected", float(protected), 0.0, not protected),
+        Check("tokens", share, config.min_token_share, share >= config.min_token_share),
+        Check("censored", censored, config.max_censored_share, censored <= config.max_censored_share),
+        Check("support", e.positives, needed, e.positives >= needed),
+        Check("curvature", bend.ucb, budget, bend.ucb <= budget),
+        Check("block", e.ucb, budget, e.ucb <= budget),
+        Check("equivalence", worst, config.delta, worst < config.delta),
+        Check("windows", float(against), 1.0, against <= 1),
+    )
+
+
+def contradictions(statistics: Statistics, cell: Cell, head: str) -> int:
+    """Thirds of the statistics period in which the cell's relevance is shown (lower bound above 0)."""
+    thirds = [statistics.of(cell, head, window=w) for w in (0, 1, 2)]
+    return sum(effect(s).lcb > 0 for s in thirds if s is not None and s.n > 0)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What the joint bound certifies: the cells, and the bound on their total loss (fraction of H) per half."""
+
+    cells: frozenset[Cell]
+    losses: tuple[float, float]
+
+
+def joint_bound(statistics: Statistics, head: str, budget: float, *, eligible: frozenset[Cell]) -> Joint:
+    """Largest sets whose total loss is bounded by the budget on users that did not order them; intersected.
+
+    One half of the users orders the eligible cells by their share of χ² above its expectation; on the other
+    half the cumulative q along that fixed order is noncentral χ²; its upper noncentrality, times the largest
+    deff, over 2·N·H of that half, must stay within the budget up to the first failure. Then halves swap.
+    """
+    ab, loss_ab = _certified(statistics, head, budget, eligible, order_on=0)
+    ba, loss_ba = _certified(statistics, head, budget, eligible, order_on=1)
+    return Joint(frozenset(ab) & frozenset(ba), (loss_ab, loss_ba))
+
+
+def _certified(
+    statistics: Statistics, head: str, budget: float, eligible: frozenset[Cell], *, order_on: int
+) -> tuple[list[Cell], float]:
+    ordering = {c: effect(s) for c in eligible if (s := statistics.of(c, head, half=order_on)) is not None}
+    bounding = {c: effect(s) for c in ordering if (s := statistics.of(c, head, half=1 - order_on)) is not None}
+    order = sorted(bounding, key=lambda c: (max(ordering[c].q - ordering[c].dof, 0.0) * ordering[c].deff, c))
+    n, rate = population(statistics, head, half=1 - order_on)
+    scale = 2.0 * n * entropy(rate)
+    taken: list[Cell] = []
+    q, dof, deff, loss = 0.0, 0, 1.0, 0.0
+    for cell in order:
+        e = bounding[cell]
+        q, dof, deff = q + e.q, dof + e.dof, max(deff, e.deff)
+        bound = upper_noncentrality(q, dof) * deff / scale if scale else float("inf")
+        if bound > budget:
+            break
+        taken.append(cell)
+        loss = bound
+    return taken, loss
+
+
+def population(statistics: Statistics, head: str, *, half: int = BOTH) -> tuple[float, float]:
+    """Impressions and base rate over all segments."""
+    n = y = 0.0
+    for segment in sorted({g for g, _ in statistics.cells}):
+        stream = next(f for g, f in statistics.cells if g == segment)
+        sums = statistics.of((segment, stream), head, half=half)
+        if sums is not None:
+            n, y = n + sums.n, y + sums.positives
+    return n, y / n if n else 0.0
+
+
+def _eligible(evidence: Mapping[Cell, Evidence]) -> frozenset[Cell]:
+    """Cells that no rule outside the effect statistics excludes: these enter the fixed order."""
+    return frozenset(c for c, e in evidence.items() if not [x for x in e.failed() if x.rule not in STATISTICAL])
+
+
+def _most_relevant(evidence: Mapping[str, Mapping[Cell, Evidence]]) -> set[Cell]:
+    """The `MIN_STREAMS` cells of each segment with the greatest relevance under any head."""
+    best: dict[int, dict[Cell, float]] = {}
+    for by_cell in evidence.values():
+        for cell, e in by_cell.items():
+            own = best.setdefault(cell[0], {})
+            own[cell] = max(own.get(cell, -np.inf), e.effect.relevance)
+    return {c for own in best.values() for c in sorted(own, key=lambda c: (-own[c], c))[:MIN_STREAMS]}
+
+
+def _verdict(
+    cell: Cell, statistics: Statistics, evidence: Mapping[str, Evidence], bounds: Mapping[str, Joint],
+    dropped: bool, passing: bool, config: MaskConfig,
+) -> Verdict:  # fmt: skip
+    head = max(evidence, key=lambda h: (evidence[h].effect.lcb, evidence[h].effect.ucb))
+    e = evidence[head]
+    sums = statistics.of(cell, head)
+    tokens = sums.tokens / sums.n if sums is not None and sums.n else 0.0
+    verdict, reason = _say(head, e, evidence, bounds, dropped, passing, cell, config)
+    checks = (*e.checks, Check("total", max(bounds[head].losses), config.ne_budget, cell in bounds[head].cells))
+    return Verdict(cell[0], cell[1], verdict, reason, head, e.effect, tokens, checks)
+
+
+def _say(
+    head: str, e: Evidence, evidence: Mapping[str, Evidence], bounds: Mapping[str, Joint], dropped: bool,
+    passing: bool, cell: Cell, config: MaskConfig,
+) -> tuple[str, str]:  # fmt: skip
+    pct = 100.0
+    x = e.effect
+    numbers = f"{x.positives:.0f} positives, relevance {pct * x.relevance:.3f} % of H"
+    if dropped:
+        limit = cell_budget(x.rate, config.delta)
+        return "drop", (
+            f"negligible: {numbers}, at most {pct * x.ucb:.3f} % (budget {pct * limit:.3f} % a cell, all drops "
+            f"at most {pct * max(bounds[head].losses):.3f} % of {pct * config.ne_budget:.3f} %)"
+        )
+    failed = {c.rule: c for ev in evidence.values() for c in ev.failed()}
+    if "protected" in failed:
+        return "keep", f"protected: {numbers}"
+    if passing:
+        return "keep", f"most relevant stream of its segment: {numbers}"
+    if e.curvature.lcb > 0 and x.lcb <= 0:
+        return "keep", (
+            f"non-monotone: squared dwell explains {pct * e.curvature.relevance:.3f} % of H, at least "
+            f"{pct * e.curvature.lcb:.3f} %; {numbers}"
+        )
+    if x.lcb > 0:
+        return "keep", f"{x.leading}: {numbers}, at least {pct * x.lcb:.3f} %, for {head}"
+    return "undecided", _why_not(failed, cell, bounds, numbers, config)
+
+
+def _why_not(
+    failed: Mapping[str, Check], cell: Cell, bounds: Mapping[str, Joint], numbers: str, config: MaskConfig
+) -> str:
+    """The first rule that stands in the way, in the order in which more data or another setting would help."""
+    texts = {
+        "tokens": "too few tokens to matter: {v:.3%} of the segment's, {limit:.3%} is the least",
+        "censored": "too often censored: {v:.0%} of its events, at most {limit:.0%}",
+        "support": "too little support: {v:.0f} positives have the stream, {limit:.0f} are needed",
+        "curvature": "may be non-monotone: up to {v:.3%} of H by squared dwell, budget {limit:.3%}",
+        "block": "may matter: up to {v:.3%} of H, budget {limit:.3%}",
+        "equivalence": "dwell may matter: effect up to {v:.3f} log-odds per SD, limit {limit:.3f}",
+        "windows": "relevant in {v:.0f} of 3 windows, at most {limit:.0f}",
+    }
+    for rule, text in texts.items():
+        if rule in failed:
+            return f"{text.format(v=failed[rule].value, limit=failed[rule].limit)}; {numbers}"
+    outside = [h for h, b in bounds.items() if cell not in b.cells]
+    return (
+        f"total budget: all drops together would not stay within {100 * config.ne_budget:.3f} % for "
+        f"{', '.join(outside)}; {numbers}"
+    )

@@ -1,0 +1,116 @@
+"""The mixture segmenter: candidates, choice of K, and the final fit (docs/method.md A.4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from scipy import sparse
+
+from dynamix.config import SegmentationConfig
+from dynamix.contracts import N_DWELL_BINS
+from dynamix.errors import GuardError
+from dynamix.segmentation.counts import INPUT, NEXT, cell_width, count_block
+from dynamix.segmentation.em import ALL, HALF_A, HALF_B, Candidate, fit, user_half
+from dynamix.segmentation.guards import Choice, Trial, Verdict, choose, measure
+from dynamix.segmentation.mixture import Ints, Mixture, initial
+
+SEED_USERS = 4000
+"""Users with the most events, on which k-means starts the candidates."""
+HALF_RESTARTS = 2
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted segmenter before it has stable ids: the mixture, why this K, and what it cost."""
+
+    mixture: Mixture
+    choice: Choice
+    iterations: int
+    evidence: str = "none"
+
+
+def fit_mixture(
+    counts: DataFrame,
+    *,
+    n_streams: int,
+    config: SegmentationConfig,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Fitted:
+    """Fit K = 1..k_max on the input window, choose K by the next window, refit on both.
+
+    `counts` as of segmentation/counts.py, persisted by the caller; `n_streams` is the number of stream ids, so
+    the model has n_streams × 13 cells (conversion streams keep empty columns). The emission is refitted on
+    input and next window together: population parameters may know later days, a user's posterior may not.
+    GuardError when no user has an event in the input window. Source: docs/method.md A.4.3, A.4.4.
+    """
+    width = cell_width(n_streams, dwell_bins=config.dwell_bins)
+    group = np.arange(width) // N_DWELL_BINS if config.dwell_bins else np.arange(width)
+    seeds, half = _seed_users(counts, width)
+    if seeds.shape[0] == 0:
+        raise GuardError("segment: no user has a usable event in the segmenter's input window; ingest more days")
+    starts = _starts(seeds, half, group, config)
+    progress(f"segment: {len(starts)} candidates of K = 1..{config.k_max}")
+    options = {"width": width, "max_iter": config.max_iter, "prior": config.emission_prior}
+    fitted = fit(counts, starts, parts=(INPUT,), **options)
+    trials = _trials(fitted, config)
+    choice = choose(trials, measure(counts, trials, width=width), config=config)
+    progress(f"segment: {choice.reason}")
+    chosen = next(t for t in trials if t.k == choice.k)
+    final = fit(counts, [Candidate(chosen.full)], parts=(INPUT, NEXT), **options)[0]
+    return Fitted(final.mixture, choice, max(c.iterations for c in fitted) + final.iterations)
+
+
+def fit_fixed(counts: DataFrame, *, n_streams: int, k: int, config: SegmentationConfig, reason: str) -> Fitted:
+    """A control without choice of K: `k` components with the pooled emission (K = 1, or labels set elsewhere)."""
+    width = cell_width(n_streams, dwell_bins=config.dwell_bins)
+    one = Candidate(Mixture(np.full((1, width), -np.log(width)), np.zeros(1)))
+    options = {"width": width, "max_iter": 2, "prior": config.emission_prior}
+    pooled = fit(counts, [one], parts=(INPUT, NEXT), **options)[0].mixture
+    mixture = Mixture(np.repeat(pooled.log_p, k, axis=0), np.full(k, -np.log(k)))
+    verdict = Verdict(k, float("nan"), {}, "")
+    return Fitted(mixture, Choice(k, reason, (verdict,)), 2)
+
+
+def _seed_users(counts: DataFrame, width: int) -> tuple[sparse.csr_matrix, Ints]:
+    """Counts of the input window of the most active users (ties by id) and the half of each."""
+    events = F.aggregate(
+        "entries", F.lit(0), lambda total, e: total + F.when(e["part"] == INPUT, e["n"]).otherwise(0)
+    )
+    most = counts.withColumn("events", events).where("events > 0").orderBy(F.desc("events"), "user_id")
+    table = most.limit(SEED_USERS).select("user_id", "entries").toArrow()
+    if not table.num_rows:
+        return sparse.csr_matrix((0, width)), np.empty(0, np.int64)
+    batch: Any = pa.Table.from_batches(table.to_batches()).combine_chunks().to_batches()[0]
+    block = count_block(batch)
+    return block.matrix(width, INPUT), user_half(block.users)
+
+
+def _starts(
+    seeds: sparse.csr_matrix, half: Ints, group: Ints, config: SegmentationConfig
+) -> list[Candidate]:
+    starts = []
+    for k in range(1, config.k_max + 1):
+        for which in (ALL, HALF_A, HALF_B):
+            rows = seeds if which == ALL or not (half == which).any() else seeds[half == which]
+            restarts = 1 if k == 1 else config.restarts if which == ALL else min(config.restarts, HALF_RESTARTS)
+            for restart in range(restarts):
+                seed = config.seed + 1000 * k + 10 * restart + which + 1
+                mixture = initial(rows, k=k, group=group, prior=config.emission_prior, seed=seed)
+                starts.append(Candidate(mixture, which, restart))
+    return starts
+
+
+def _trials(fitted: list[Candidate], config: SegmentationConfig) -> list[Trial]:
+    """The best restart of every K, on all users and on each half."""
+
+    def best(k: int, half: int) -> Mixture:
+        own = [c for c in fitted if c.k == k and c.half == half]
+        return max(own, key=lambda c: c.loglik).mixture
+
+    return [Trial(best(k, ALL), best(k, HALF_A), best(k, HALF_B)) for k in range(1, config.k_max + 1)]
