@@ -27,6 +27,9 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 C = len(CHANNELS)
+NUISANCE = ("activity", "freshness", "history")
+"""Shared by all streams of an impression: ln(1 + kept events), −ln(1 + age of the newest one in s), 1 if any."""
+D = C + len(NUISANCE)
 FINE_BINS = 64
 """Equal bins of the dwell exposure over [−3, 3]; one more bin for impressions without a usable dwell."""
 WHOLE = -1
@@ -38,10 +41,10 @@ SCHEMA = "segment_id int, stream_id int, label string, half int, window int, sum
 SCALARS = ("n", "positives", "with_stream", "present", "tokens", "censored", "w")
 _PARTS = (
     ("scalars", (len(SCALARS),)),
-    ("wx", (C,)),
-    ("wxx", (C, C)),
-    ("a", (C + 1,)),
-    ("aa", (C + 1, C + 1)),
+    ("wx", (D,)),
+    ("wxx", (D, D)),
+    ("a", (D + 1,)),
+    ("aa", (D + 1, D + 1)),
     ("hist", (4, FINE_BINS + 1)),
 )
 SIZE = sum(int(np.prod(shape)) for _, shape in _PARTS)
@@ -51,10 +54,11 @@ SIZE = sum(int(np.prod(shape)) for _, shape in _PARTS)
 class CellSums:
     """The mergeable state of one cell, head, user half and window.
 
-    n impressions of the segment, positives among them, with_stream = positives that have the stream, present =
-    impressions that have it, tokens and censored = its kept events; w = Σ w, wx = Σ w x (6,), wxx = Σ w x xᵀ (6, 6);
-    per user a_u = (Σ x r, Σ r): a = Σ_u a_u (7,), aa = Σ_u a_u a_uᵀ (7, 7); hist (4, 65) = n, y, r, w by fine bin
-    of the dwell exposure, the last bin being impressions without one (window WHOLE only).
+    x stacks the 6 channels of the stream and the 3 nuisance values of the whole history (9,). n impressions of the
+    segment, positives among them, with_stream = positives that have the stream, present = impressions that have
+    it, tokens and censored = its kept events; w = Σ w, wx = Σ w x (9,), wxx = Σ w x xᵀ (9, 9); per user
+    a_u = (Σ x r, Σ r): a = Σ_u a_u (10,), aa = Σ_u a_u a_uᵀ (10, 10); hist (4, 65) = n, y, r, w by fine bin of the
+    dwell exposure, the last bin being impressions without one (window WHOLE only).
     """
 
     n: float
@@ -113,7 +117,9 @@ class Prediction:
         place = {name: i for i, name in enumerate(self.surfaces)}
         encoded = frame.column("surface").combine_chunks().dictionary_encode()
         encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-        lookup = np.array([place.get(s, len(self.surfaces)) for s in encoded.dictionary.to_pylist()], np.int64)
+        lookup = np.array(
+            [place.get(s, len(self.surfaces)) for s in encoded.dictionary.to_pylist()], np.int64
+        )
         surface = lookup[np.asarray(encoded.indices)]
         segment = np.asarray(frame.column("segment_id").to_numpy(), np.int64)
         logit = self.cell[head][surface, position_code(frame)] + self.offset[head][segment]
@@ -161,7 +167,12 @@ def cell_sums(
     )  # fmt: skip
     kernel = relevance_kernel(given, tuple(heads), n_streams, thirds_us)
     parts = map_histories(
-        events, asked, history=history, kernel=kernel, schema=f"block string, {SCHEMA}", run_date_us=run_date_us
+        events,
+        asked,
+        history=history,
+        kernel=kernel,
+        schema=f"block string, {SCHEMA}",
+        run_date_us=run_date_us,
     )
     return parts.groupBy("segment_id", "stream_id").applyInArrow(_add_up, SCHEMA)
 
@@ -200,6 +211,7 @@ def relevance_kernel(
         half = np.asarray(frame.column("half").to_numpy(), np.int64)
         third = np.searchsorted(np.asarray(thirds_us), asked.ts_us, side="right")
         usable = _has_dwell(events, offsets, index, n_streams)
+        shared = nuisance(events, asked, offsets, index)
         keys: list[tuple[int, int, str, int, int]] = []
         rows: list[Floats] = []
         for head in heads:
@@ -213,7 +225,7 @@ def relevance_kernel(
                         if not len(take):
                             continue
                         block = block_sums(
-                            x[take], y[take], p[take], asked.user[take],
+                            x[take], shared[take], y[take], p[take], asked.user[take],
                             has_dwell=usable[take] if window == WHOLE else None,
                         )  # fmt: skip
                         keys += [(int(own), f, head, side, window) for f in range(n_streams)]
@@ -223,6 +235,22 @@ def relevance_kernel(
         return _sums_table(columns, np.concatenate(rows), block=pa.array(first, pa.string()))
 
     return kernel
+
+
+def nuisance(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Floats:
+    """Activity, freshness and presence of the whole history (B, 3): what remains known when one stream goes.
+
+    Without them a stream without any effect looks relevant, because active users have more of everything
+    (docs/method.md E6).
+    """
+    length = np.diff(offsets)
+    some = np.flatnonzero(length > 0)
+    result = np.zeros((len(length), len(NUISANCE)))
+    result[:, 0] = np.log1p(length)
+    newest = index[offsets[1:][some] - 1]
+    result[some, 1] = -np.log1p((asked.ts_us[some] - events.ts_us[newest]) / 1e6)
+    result[some, 2] = 1.0
+    return result
 
 
 def _has_dwell(events: EventBlock, offsets: Ints, index: Ints, n_streams: int) -> npt.NDArray[np.bool_]:
@@ -236,22 +264,25 @@ def _has_dwell(events: EventBlock, offsets: Ints, index: Ints, n_streams: int) -
 
 
 def block_sums(
-    x: Floats, y: Floats, p: Floats, user: Ints, *, has_dwell: npt.NDArray[np.bool_] | None = None
-) -> Floats:
+    x: Floats, shared: Floats, y: Floats, p: Floats, user: Ints, *,
+    has_dwell: npt.NDArray[np.bool_] | None = None,
+) -> Floats:  # fmt: skip
     """Packed `CellSums` of all streams (F, SIZE) from impressions sorted by user.
 
-    x (B, F, 6), y and p (B,), user (B,) codes, has_dwell (B, F) or None to leave the histogram empty.
+    x (B, F, 6), shared (B, 3), y and p (B,), user (B,) codes, has_dwell (B, F) or None to leave the histogram empty.
     """
     rows, n_streams, _ = x.shape
     r, w = y - p, p * (1.0 - p)
     presence = x[:, :, CHANNELS.index("presence")]
     tokens = np.expm1(x[:, :, CHANNELS.index("count")])
-    by_stream = np.ascontiguousarray(x.transpose(1, 0, 2))  # (F, B, 6)
+    by_stream = np.empty((n_streams, rows, D))
+    by_stream[:, :, :C] = x.transpose(1, 0, 2)
+    by_stream[:, :, C:] = shared[None, :, :]
     weighted = by_stream * w[None, :, None]
     starts = np.flatnonzero(np.append(True, user[1:] != user[:-1]))
-    per_user = np.empty((n_streams, len(starts), C + 1))
-    per_user[:, :, :C] = np.add.reduceat(by_stream * r[None, :, None], starts, axis=1)
-    per_user[:, :, C] = np.add.reduceat(r, starts)[None, :]
+    per_user = np.empty((n_streams, len(starts), D + 1))
+    per_user[:, :, :D] = np.add.reduceat(by_stream * r[None, :, None], starts, axis=1)
+    per_user[:, :, D] = np.add.reduceat(r, starts)[None, :]
     scalars = np.stack(
         [
             np.full(n_streams, float(rows)),
@@ -307,5 +338,3 @@ def thirds(calendar: Calendar) -> tuple[int, int]:
     start = np.datetime64(calendar.statistics.start, "us").astype(np.int64)
     length = np.datetime64(calendar.statistics.end, "us").astype(np.int64) - start
     return int(start + length // 3), int(start + 2 * length // 3)
-
-

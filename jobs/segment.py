@@ -16,6 +16,7 @@ from dynamix.contracts import COLD_SEGMENT, N_DWELL_BINS, SEGMENT_REGISTRY, SEGM
 from dynamix.features.calendar import Calendar
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import cycle_calendar, seen_events
+from dynamix.jobs.frames import table_frame
 from dynamix.models.registry import Registry, register_segmenter
 from dynamix.segmentation.assign import Rule, activity_border, histories
 from dynamix.segmentation.counts import user_counts
@@ -58,7 +59,9 @@ def segment(run: Run, *, tracking_uri: str = "") -> StepResult:
     counts = user_counts(events, streams, config=run.config, calendar=calendar).persist()
     result = StepResult()
     try:
-        listed = {int(r["stream_id"]): str(r["stream"]) for r in streams.select("stream_id", "stream").collect()}
+        listed = {
+            int(r["stream_id"]): str(r["stream"]) for r in streams.select("stream_id", "stream").collect()
+        }
         settled, rows = _settle(run, counts, calendar, listed)
         try:
             _write(run, settled, rows, result)
@@ -78,7 +81,11 @@ def _settle(
     n_streams = 1 + max(streams)
     if config.control in CONTROLS:
         fitted = fit_fixed(
-            counts, n_streams=n_streams, k=CONTROLS[config.control], config=config, reason=f"control {config.control}"
+            counts,
+            n_streams=n_streams,
+            k=CONTROLS[config.control],
+            config=config,
+            reason=f"control {config.control}",
         )
     else:
         fitted = fit_mixture(counts, n_streams=n_streams, config=config, progress=run.note)
@@ -114,9 +121,7 @@ def _previous(run: Run) -> tuple[str, Previous] | None:
     return str(newest["v"]), Previous(ids, emission, int(newest["id"]))
 
 
-def _identity(
-    run: Run, fitted: Fitted, rows: DataFrame, previous: tuple[str, Previous] | None
-) -> Identity:
+def _identity(run: Run, fitted: Fitted, rows: DataFrame, previous: tuple[str, Previous] | None) -> Identity:
     if previous is None:
         return first_ids(fitted.mixture)
     version, old = previous
@@ -159,35 +164,47 @@ def _write(run: Run, settled: Settled, rows: DataFrame, result: StepResult) -> N
         .drop("component", "last")
     )
     result.tables["segments"] = run.warehouse.replace(run.spark, SEGMENTS, frame, where=where)
-    registry = run.spark.createDataFrame(_registry_rows(settled), SEGMENT_REGISTRY.ddl())
-    result.tables["segment_registry"] = run.warehouse.replace(run.spark, SEGMENT_REGISTRY, registry, where=where)
+    registry = table_frame(run.spark, SEGMENT_REGISTRY, _registry_rows(settled))
+    result.tables["segment_registry"] = run.warehouse.replace(
+        run.spark, SEGMENT_REGISTRY, registry, where=where
+    )
     _count(rows, settled, named, result)
 
 
-def _registry_rows(settled: Settled) -> list[tuple[Any, ...]]:
+def _registry_rows(settled: Settled) -> list[dict[str, Any]]:
     """One row per segment, the cold one included, and one per segment that ended."""
     mixture, choice = settled.fitted.mixture, settled.fitted.choice
-    guards = {k: float(v) for k, v in choice.chosen.numbers.items()}
-    guards |= {
-        "active_from": settled.rule.active_from,
-        "k": float(mixture.k),
-        "iterations": float(settled.fitted.iterations),
-    }
-    tail = (guards, choice.reason, settled.baseline_version)
-    rows: list[tuple[Any, ...]] = [
-        (COLD_SEGMENT, settled.version, COLD_NAME, "mix", [], 0.0, [], "keep", *tail)
+    shared = {
+        "segment_version": settled.version, "method": "mix", "verdict": choice.reason,
+        "baseline_version": settled.baseline_version,
+        "guards": {k: float(v) for k, v in choice.chosen.numbers.items()} | {
+            "active_from": settled.rule.active_from,
+            "k": float(mixture.k),
+            "iterations": float(settled.fitted.iterations),
+        },
+    }  # fmt: skip
+    empty = {"prototype": [], "share": 0.0}
+    rows = [
+        {
+            **shared,
+            **empty,
+            "segment_id": COLD_SEGMENT,
+            "segment_name": COLD_NAME,
+            "parent_ids": [],
+            "event": "keep",
+        }
     ]
     emission, share = np.exp(mixture.log_p), np.exp(mixture.log_pi)
-    for place, (segment_id, event) in enumerate(
-        zip(settled.identity.ids, settled.identity.events, strict=True)
-    ):
-        parents = [segment_id] if event == "keep" else []
-        rows.append(
-            (segment_id, settled.version, settled.names[place], "mix", emission[place].tolist(),
-             float(share[place]), parents, event, *tail)
-        )  # fmt: skip
+    for place, segment_id in enumerate(settled.identity.ids):
+        event = settled.identity.events[place]
+        rows.append({
+            **shared, "segment_id": segment_id, "segment_name": settled.names[place], "event": event,
+            "prototype": emission[place], "share": float(share[place]),
+            "parent_ids": [segment_id] if event == "keep" else [],
+        })  # fmt: skip
     for gone in settled.identity.dead:
-        rows.append((gone, settled.version, "ended", "mix", [], 0.0, [gone], "death", *tail))
+        rows.append({**shared, **empty, "segment_id": gone, "segment_name": "ended", "parent_ids": [gone],
+                     "event": "death"})  # fmt: skip
     return rows
 
 

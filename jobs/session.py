@@ -27,7 +27,12 @@ SETTINGS: dict[str, str] = {
     "spark.sql.session.timeZone": "UTC",  # days and windows are UTC days
     "spark.sql.adaptive.enabled": "true",  # joins small parts after a shuffle, splits skewed ones
     "spark.sql.shuffle.partitions": "4",  # two cores: 200 tasks would be pure overhead
-    "spark.databricks.delta.snapshotPartitions": "2",  # Delta's default of 50 tasks per log read
+    "spark.databricks.delta.snapshotPartitions": "1",  # Delta's default of 50 tasks per log read
+    # Every file of a partition spans all users: minima and maxima per file cost a write and skip nothing.
+    "spark.databricks.delta.properties.defaults.dataSkippingNumIndexedCols": "0",
+    "spark.databricks.delta.stats.skipping": "false",
+    "spark.sql.ui.explainMode": "simple",  # the text of every plan is built even where nobody looks
+    "spark.sql.maxPlanStringLength": "20000",
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "5",  # VACUUM else starts 10,000 tasks
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "50000",
@@ -37,6 +42,8 @@ SETTINGS: dict[str, str] = {
     "spark.driver.host": "127.0.0.1",
     "spark.sql.catalogImplementation": "in-memory",  # no Derby folder in the caller's directory
 }
+JVM_FLAGS = "-XX:TieredStopAtLevel=1 -XX:+UseParallelGC"
+"""A verb lives a minute: the optimising compiler would take the cores for longer than it pays back."""
 _LOG4J = """status = error
 rootLogger.level = error
 rootLogger.appenderRef.file.ref = file
@@ -74,7 +81,8 @@ def get_spark(app: str = "dynamix", *, environment: Mapping[str, str] | None = N
     builder = builder.config("spark.driver.memory", env.get("DYNAMIX_DRIVER_MEMORY", "6g"))
     builder = builder.config("spark.sql.warehouse.dir", str(work / "warehouse"))
     builder = builder.config(
-        "spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={log} -Dderby.system.home={work}"
+        "spark.driver.extraJavaOptions",
+        f"{JVM_FLAGS} -Dlog4j2.configurationFile={log} -Dderby.system.home={work}",
     )
     try:
         session = _start(builder, work)

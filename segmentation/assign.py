@@ -123,9 +123,7 @@ def activity_border(counts: DataFrame, *, min_events: int, day: int) -> float:
     return float(max(1, int(np.searchsorted(np.cumsum(histogram), (total + 1) // 2))))
 
 
-def histories(
-    counts: DataFrame, mixture: Mixture, *, rule: Rule, calendar: Calendar
-) -> DataFrame:
+def histories(counts: DataFrame, mixture: Mixture, *, rule: Rule, calendar: Calendar) -> DataFrame:
     """Slowly changing rows of every user: one per stretch of days with the same component and tier (SCHEMA).
 
     `component` −1 is cold. posterior and n_events are those at valid_from; `last` marks the open row, whose

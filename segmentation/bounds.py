@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import optimize, stats
 
@@ -16,22 +18,64 @@ def entropy(rate: float) -> float:
     return float(-(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
 
 
-def upper_noncentrality(q: float, dof: int, *, alpha: float = ALPHA) -> float:
+def upper_noncentrality(q: float, dof: float, *, alpha: float = ALPHA) -> float:
     """Largest λ that q does not refute: P(χ²_dof(λ) ≤ q) = alpha; 0 where even λ = 0 makes q that small."""
     if dof <= 0 or stats.chi2.cdf(q, dof) <= alpha:
         return 0.0
     high = max(1.0, q)
     while stats.ncx2.cdf(q, dof, high) > alpha:
         high *= 2.0
-    return float(optimize.brentq(lambda x: stats.ncx2.cdf(q, dof, x) - alpha, 0.0, high, xtol=1e-6, rtol=1e-8))
+    return float(
+        optimize.brentq(lambda x: stats.ncx2.cdf(q, dof, x) - alpha, 0.0, high, xtol=1e-6, rtol=1e-8)
+    )
 
 
-def lower_noncentrality(q: float, dof: int, *, alpha: float = ALPHA) -> float:
+def lower_noncentrality(q: float, dof: float, *, alpha: float = ALPHA) -> float:
     """Smallest λ that q does not refute: P(χ²_dof(λ) ≥ q) = alpha; 0 where λ = 0 is not refuted."""
     if dof <= 0 or stats.chi2.sf(q, dof) >= alpha:
         return 0.0
     high = max(1.0, q)
     return float(optimize.brentq(lambda x: stats.ncx2.sf(q, dof, x) - alpha, 0.0, high, xtol=1e-6, rtol=1e-8))
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """Q = |s|² of scores in units of model information, with the spread of s: additive over cells.
+
+    trace = Σ tr V, square = Σ tr V² of the clustered variances V in those units. Q is close to c·χ²_ν(λ) with
+    c = square/trace and ν = trace²/square (Satterthwaite's match of two moments); |E s|² = c·λ.
+    """
+
+    q: float = 0.0
+    trace: float = 0.0
+    square: float = 0.0
+
+    def __add__(self, other: Quadratic) -> Quadratic:
+        return Quadratic(self.q + other.q, self.trace + other.trace, self.square + other.square)
+
+    @property
+    def estimate(self) -> float:
+        """Unbiased |E s|²."""
+        return self.q - self.trace
+
+    @property
+    def _scaled(self) -> tuple[float, float, float]:
+        c = self.square / self.trace
+        return c, self.q / c, self.trace**2 / self.square
+
+    def upper(self) -> float:
+        """One-sided upper bound of |E s|²."""
+        if self.trace <= 0:
+            return 0.0
+        c, q, dof = self._scaled
+        return c * upper_noncentrality(q, dof)
+
+    def lower(self) -> float:
+        """One-sided lower bound of |E s|², never below 0."""
+        if self.trace <= 0:
+            return 0.0
+        c, q, dof = self._scaled
+        return c * lower_noncentrality(q, dof)
 
 
 def cell_budget(rate: float, delta: float) -> float:

@@ -60,7 +60,11 @@ def user_counts(events: DataFrame, streams: DataFrame, *, config: Config, calend
     the instant at which the event was known (the later of event and ingest time; event time alone where
     `history.as_known_at` is `run_date`). `part` follows the event's own time.
     """
-    known = F.greatest("event_ts", "ingest_ts") if config.history.as_known_at == "impression" else F.col("event_ts")
+    known = (
+        F.greatest("event_ts", "ingest_ts")
+        if config.history.as_known_at == "impression"
+        else F.col("event_ts")
+    )
     ids = streams.where(~F.col("is_conversion")).select("stream", "stream_id")
     start, end = calendar.first, datetime.combine(calendar.run_date, time())
     cell = F.col("stream_id").cast("int")
@@ -83,8 +87,10 @@ def user_counts(events: DataFrame, streams: DataFrame, *, config: Config, calend
             cell.alias("cell"),
         )
     )
-    per_cell = usable.repartition("user_id").groupBy("user_id", "day", "part", "cell").agg(
-        F.count(F.lit(1)).cast("int").alias("n")
+    per_cell = (
+        usable.repartition("user_id")
+        .groupBy("user_id", "day", "part", "cell")
+        .agg(F.count(F.lit(1)).cast("int").alias("n"))
     )
     entry = F.struct("day", "part", "cell", "n")
     return per_cell.groupBy("user_id").agg(F.sort_array(F.collect_list(entry)).alias("entries"))

@@ -1,10 +1,10 @@
 """From additive sums to effects: score test of a stream's channel block, relevance with bounds, curvature.
 
     s = Σ (x−x̄) r,   I = Σ w (x−x̄)(x−x̄)ᵀ,   V = Σ_u s_u s_uᵀ,   x̄ = Σ w x / Σ w
-    q = sᵀ V⁻¹ s,    R = (sᵀ I⁻¹ s − tr I⁻¹V) / (2 n H),   deff = tr(I⁻¹V) / rank
+    R = (sᵀ I⁻¹ s − tr I⁻¹V) / (2 n H),   deff = tr(I⁻¹V) / rank
 
-R is the share of the segment's entropy H that the block explains; its bounds invert a noncentral χ² for q and
-scale with deff. Source: docs/method.md A.3 with the block form of its amendment.
+R is the share of the segment's entropy H that the block explains; its bounds invert the noncentral χ² that
+matches two moments of sᵀ I⁻¹ s (segmentation/bounds.py). Source: docs/method.md A.3 with the block form of its amendment.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dynamix.contracts import CHANNELS
-from dynamix.features.relevance import FINE_BINS, C, CellSums, bin_centres
-from dynamix.segmentation.bounds import entropy, lower_noncentrality, upper_noncentrality
+from dynamix.features.relevance import FINE_BINS, C, CellSums, D, bin_centres
+from dynamix.segmentation.bounds import Quadratic, entropy, lower_noncentrality, upper_noncentrality
 
 Floats = npt.NDArray[np.float64]
 _MIN_EIGENVALUE = 1e-4
@@ -39,14 +39,17 @@ class ChannelEffect:
 
 @dataclass(frozen=True)
 class Effect:
-    """A cell's block test: n, positives with the stream, rate and entropy H, rank, q, deff, R with bounds."""
+    """A cell's block test: n, positives with the stream, rate and entropy H, rank, deff, R with bounds.
+
+    `quadratic` is the test in additive form, 2nH · R before the correction for bias.
+    """
 
     n: float
     positives: float
     rate: float
     h: float
     dof: int
-    q: float
+    quadratic: Quadratic
     deff: float
     relevance: float
     lcb: float
@@ -69,11 +72,18 @@ class Curvature:
 
 
 def moments(sums: CellSums) -> tuple[Floats, Floats, Floats]:
-    """Score s (6,), information I (6, 6) and user-clustered variance V (6, 6), centred at x̄ = Σwx/Σw."""
-    centre = sums.wx / sums.w if sums.w > 0 else np.zeros(C)
-    shift = np.concatenate([np.eye(C), -centre[:, None]], axis=1)
+    """Score s (6,), information I (6, 6) and user-clustered variance V (6, 6) given the nuisance of the history.
+
+    Centred at x̄ = Σwx/Σw; then the channels' part that activity and freshness of the whole history explain is
+    projected out of score and information (efficient score; docs/method.md E6).
+    """
+    centre = sums.wx / sums.w if sums.w > 0 else np.zeros(D)
     information = sums.wxx - np.outer(sums.wx, centre)
-    return shift @ sums.a, information, shift @ sums.aa @ shift.T
+    shift = np.concatenate([np.eye(D), -centre[:, None]], axis=1)
+    shared = information[C:, C:]
+    slope = information[:C, C:] @ np.linalg.pinv(shared, rcond=1e-9, hermitian=True)
+    shift = np.concatenate([np.eye(C), -slope], axis=1) @ shift
+    return shift @ sums.a, information[:C, :C] - slope @ information[C:, :C], shift @ sums.aa @ shift.T
 
 
 def effect(sums: CellSums) -> Effect:
@@ -84,14 +94,11 @@ def effect(sums: CellSums) -> Effect:
     scale = 1.0 / (2.0 * sums.n * h) if h > 0 else 0.0
     basis = whitening(information, sums.w)
     dof = basis.shape[1]
-    white_s, white_v = basis.T @ s, basis.T @ variance @ basis
-    deff = float(np.trace(white_v)) / dof if dof else 1.0
-    q = quadratic(white_s, white_v)
-    relevance = scale * float(white_s @ white_s - np.trace(white_v)) if dof else 0.0
-    width = scale * max(deff, 1.0)
+    block = block_quadratic(basis.T @ s, basis.T @ variance @ basis)
     return Effect(
-        n=sums.n, positives=sums.with_stream, rate=rate, h=h, dof=dof, q=q, deff=deff, relevance=relevance,
-        lcb=width * lower_noncentrality(q, dof), ucb=width * upper_noncentrality(q, dof),
+        n=sums.n, positives=sums.with_stream, rate=rate, h=h, dof=dof, quadratic=block,
+        deff=block.trace / dof if dof else 1.0,
+        relevance=scale * block.estimate, lcb=scale * block.lower(), ucb=scale * block.upper(),
         channels={name: _channel(j, s, information, variance, sums, scale) for j, name in enumerate(CHANNELS)},
     )  # fmt: skip
 
@@ -110,14 +117,14 @@ def whitening(information: Floats, total: float) -> Floats:
     return np.asarray(root[:, None] * vectors[:, use] / np.sqrt(values[use]))
 
 
-def quadratic(s: Floats, variance: Floats) -> float:
-    """sᵀ V⁻¹ s over the directions in which V is not zero."""
-    if not len(s):
-        return 0.0
-    values, vectors = np.linalg.eigh(variance)
-    use = values > 1e-9 * max(float(values.max()), 1e-300)
-    along = vectors[:, use].T @ s
-    return float((along**2 / values[use]).sum())
+def block_quadratic(s: Floats, variance: Floats) -> Quadratic:
+    """|s|² with the spread of s, both in units of model information; eigenvalues of V count at least 1.
+
+    The model's own variance is the floor: a channel that a handful of users have (match, mostly) can show next
+    to no spread between users by chance, and an unfloored V would call that certainty.
+    """
+    values = np.maximum(np.linalg.eigvalsh(variance), 1.0) if len(s) else np.zeros(0)
+    return Quadratic(float(s @ s), float(values.sum()), float((values**2).sum()))
 
 
 def _channel(
@@ -127,12 +134,18 @@ def _channel(
     if info <= 1e-9 * max(sums.w, 1e-300) or var <= 0:
         return ChannelEffect(score, max(info, 0.0), max(var, 0.0), 0.0, 0.0, 0.0, 0.0, 0.0)
     sd = np.sqrt(info / sums.w)
-    q, deff = score**2 / var, var / info
-    width = scale * max(deff, 1.0)
+    wide = max(var, info)  # as in `block_quadratic`
+    q, width = score**2 / wide, scale * wide / info
     return ChannelEffect(
-        score, info, var, score / info * sd, np.sqrt(var) / info * sd, scale * (score**2 - var) / info,
-        width * lower_noncentrality(q, 1), width * upper_noncentrality(q, 1),
-    )  # fmt: skip
+        score,
+        info,
+        var,
+        score / info * sd,
+        np.sqrt(wide) / info * sd,
+        scale * (score**2 - wide) / info,
+        width * lower_noncentrality(q, 1),
+        width * upper_noncentrality(q, 1),
+    )
 
 
 def curvature(sums: CellSums, *, deff: float) -> Curvature:
@@ -159,9 +172,7 @@ def curvature(sums: CellSums, *, deff: float) -> Curvature:
     score = float(square @ (r - w * (linear @ slope)))
     q = score**2 / (info * wide)
     width = wide / (2.0 * sums.n * h)
-    return Curvature(
-        (q - 1.0) * width, width * lower_noncentrality(q, 1), width * upper_noncentrality(q, 1)
-    )
+    return Curvature((q - 1.0) * width, width * lower_noncentrality(q, 1), width * upper_noncentrality(q, 1))
 
 
 def shrink(beta: Floats, se: Floats) -> tuple[Floats, Floats]:

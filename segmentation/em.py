@@ -91,9 +91,7 @@ def _e_pass(
     return reduce_blocks(counts, block_sums, add, zero)
 
 
-def reduce_blocks(
-    counts: DataFrame, work: Callable[[CountBlock], T], add: Callable[[T, T], T], zero: T
-) -> T:
+def reduce_blocks(counts: DataFrame, work: Callable[[CountBlock], T], add: Callable[[T, T], T], zero: T) -> T:
     """Sum of `work` over all blocks of users: added up within a partition, then on the driver."""
 
     def partition(batches: Iterator[Any]) -> Iterator[Any]:

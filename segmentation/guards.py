@@ -101,14 +101,23 @@ def measure(counts: DataFrame, trials: Sequence[Trial], *, width: int) -> Measur
         log_n = on_grid(np.log(n[long]))
         tables, lengths = [], []
         for trial in trials:
-            a, b, full = (m.scores(both[long]).argmax(axis=1) for m in (trial.half_a, trial.half_b, trial.full))
+            a, b, full = (
+                m.scores(both[long]).argmax(axis=1) for m in (trial.half_a, trial.half_b, trial.full)
+            )
             table = np.zeros((trial.k, trial.k))
             np.add.at(table, (a, b), 1.0)
             tables.append(table)
-            parts = [np.bincount(full, weights=w, minlength=trial.k) for w in (None, log_n, on_grid(log_n**2))]
+            parts = [
+                np.bincount(full, weights=w, minlength=trial.k) for w in (None, log_n, on_grid(log_n**2))
+            ]
             lengths.append(np.stack(parts, axis=1).astype(np.float64))
         return Measured(
-            int(seen.sum()), int(long.sum()), ahead.sum(axis=0), on_grid(ahead.T @ ahead), tuple(tables), tuple(lengths)
+            int(seen.sum()),
+            int(long.sum()),
+            ahead.sum(axis=0),
+            on_grid(ahead.T @ ahead),
+            tuple(tables),
+            tuple(lengths),
         )
 
     t = len(trials)

@@ -1,20 +1,20 @@
 """The keep rule: which cells may go under the NE budget, with every rule's number beside its limit.
 
-A cell (segment × stream) is dropped iff for every head its rules hold and it lies in the set that the joint
-cross-fitted bound certifies; otherwise it stays, as `keep` where relevance is shown and as `undecided` where
+A cell (segment × stream) is dropped iff for every head its own rules hold and it lies in the set that the
+joint cross-fitted bound certifies; otherwise it stays, as `keep` where relevance is shown and as `undecided` where
 neither can be shown. Source: docs/method.md A.7 with its amendments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from dynamix.config import MaskConfig
 from dynamix.features.relevance import WHOLE, CellSums
-from dynamix.segmentation.bounds import cell_budget, entropy, support_needed, upper_noncentrality
+from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, support_needed
 from dynamix.segmentation.effects import Curvature, Effect, curvature, effect, shrink
 
 Cell = tuple[int, str]
@@ -23,7 +23,6 @@ BOTH = 2
 Z95 = 1.645
 MIN_STREAMS = 1
 """k_min: the most relevant streams of a segment that always stay."""
-STATISTICAL = ("block", "equivalence", "support", "curvature", "windows")
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,8 @@ class Evidence:
     dwell_sd: float
     checks: tuple[Check, ...]
 
-    def failed(self, *, among: Sequence[str] | None = None) -> list[Check]:
-        return [c for c in self.checks if not c.passed and (among is None or c.rule in among)]
+    def failed(self) -> list[Check]:
+        return [c for c in self.checks if not c.passed]
 
 
 @dataclass(frozen=True)
@@ -103,16 +102,15 @@ class Protection:
 
 
 def judge(
-    statistics: Statistics, config: MaskConfig, *, protection: Protection = Protection()  # noqa: B008 - frozen
+    statistics: Statistics, config: MaskConfig, *, protection: Protection = Protection()
 ) -> list[Verdict]:
     """One verdict per cell, sorted by segment and stream."""
     evidence = {head: examine(statistics, head, config, protection) for head in statistics.heads}
-    allowed = set(statistics.cells)
+    passing = {c for c in statistics.cells if all(c in e and not e[c].failed() for e in evidence.values())}
     bounds: dict[str, Joint] = {}
     for head in statistics.heads:
-        bounds[head] = joint_bound(statistics, head, config.ne_budget, eligible=_eligible(evidence[head]))
-        allowed &= bounds[head].cells
-    passing = {c for c in allowed if all(not e[c].failed() for e in evidence.values())}
+        bounds[head] = joint_bound(statistics, head, config.ne_budget, eligible=frozenset(passing))
+        passing &= bounds[head].cells
     dropped = passing - _most_relevant(evidence)
     return [
         _verdict(cell, statistics, {h: e[cell] for h, e in evidence.items()}, bounds, cell in dropped,
@@ -174,43 +172,53 @@ def contradictions(statistics: Statistics, cell: Cell, head: str) -> int:
 
 @dataclass(frozen=True)
 class Joint:
-    """What the joint bound certifies: the cells, and the bound on their total loss (fraction of H) per half."""
+    """What the joint bound certifies: the cells, and the upper bound of their total loss (fraction of H)."""
 
     cells: frozenset[Cell]
-    losses: tuple[float, float]
+    loss: float
 
 
 def joint_bound(statistics: Statistics, head: str, budget: float, *, eligible: frozenset[Cell]) -> Joint:
-    """Largest sets whose total loss is bounded by the budget on users that did not order them; intersected.
+    """A set of eligible cells whose total loss is bounded by the budget on users that did not order them.
 
-    One half of the users orders the eligible cells by their share of χ² above its expectation; on the other
-    half the cumulative q along that fixed order is noncentral χ²; its upper noncentrality, times the largest
-    deff, over 2·N·H of that half, must stay within the budget up to the first failure. Then halves swap.
+    One half of the users orders the cells by estimated loss per token, the cheapest first. On the other half the
+    quadratic statistics are added along that fixed order; the upper bound of their sum over 2·N·H of that half
+    must stay within the budget, up to the first failure. The halves swap, and the set with fewer tokens is
+    published. `eligible` are the cells that pass every rule of their own. Source: docs/method.md A.7 rule 3.
     """
-    ab, loss_ab = _certified(statistics, head, budget, eligible, order_on=0)
-    ba, loss_ba = _certified(statistics, head, budget, eligible, order_on=1)
-    return Joint(frozenset(ab) & frozenset(ba), (loss_ab, loss_ba))
+    sets = [_certified(statistics, head, budget, eligible, order_on=half) for half in (0, 1)]
+    return min(sets, key=lambda joint: (_tokens(statistics, head, joint.cells), -joint.loss))
 
 
 def _certified(
     statistics: Statistics, head: str, budget: float, eligible: frozenset[Cell], *, order_on: int
-) -> tuple[list[Cell], float]:
-    ordering = {c: effect(s) for c in eligible if (s := statistics.of(c, head, half=order_on)) is not None}
-    bounding = {c: effect(s) for c in ordering if (s := statistics.of(c, head, half=1 - order_on)) is not None}
-    order = sorted(bounding, key=lambda c: (max(ordering[c].q - ordering[c].dof, 0.0) * ordering[c].deff, c))
+) -> Joint:
+    price: dict[Cell, float] = {}
+    losses: dict[Cell, Quadratic] = {}
+    for cell in sorted(eligible):
+        ordering = statistics.of(cell, head, half=order_on)
+        bounding = statistics.of(cell, head, half=1 - order_on)
+        if ordering is not None and bounding is not None and ordering.tokens > 0:
+            q = effect(ordering).quadratic
+            price[cell] = (max(q.estimate, 0.0) + np.sqrt(2.0 * q.square)) / ordering.tokens
+            losses[cell] = effect(bounding).quadratic
     n, rate = population(statistics, head, half=1 - order_on)
     scale = 2.0 * n * entropy(rate)
     taken: list[Cell] = []
-    q, dof, deff, loss = 0.0, 0, 1.0, 0.0
-    for cell in order:
-        e = bounding[cell]
-        q, dof, deff = q + e.q, dof + e.dof, max(deff, e.deff)
-        bound = upper_noncentrality(q, dof) * deff / scale if scale else float("inf")
+    total, loss = Quadratic(), 0.0
+    for cell in sorted(price, key=lambda c: (price[c], c)):
+        total = total + losses[cell]
+        bound = total.upper() / scale if scale else float("inf")
         if bound > budget:
             break
         taken.append(cell)
         loss = bound
-    return taken, loss
+    return Joint(frozenset(taken), loss)
+
+
+def _tokens(statistics: Statistics, head: str, cells: frozenset[Cell]) -> float:
+    found = (statistics.of(cell, head) for cell in sorted(cells))
+    return sum(s.tokens for s in found if s is not None)
 
 
 def population(statistics: Statistics, head: str, *, half: int = BOTH) -> tuple[float, float]:
@@ -222,11 +230,6 @@ def population(statistics: Statistics, head: str, *, half: int = BOTH) -> tuple[
         if sums is not None:
             n, y = n + sums.n, y + sums.positives
     return n, y / n if n else 0.0
-
-
-def _eligible(evidence: Mapping[Cell, Evidence]) -> frozenset[Cell]:
-    """Cells that no rule outside the effect statistics excludes: these enter the fixed order."""
-    return frozenset(c for c, e in evidence.items() if not [x for x in e.failed() if x.rule not in STATISTICAL])
 
 
 def _most_relevant(evidence: Mapping[str, Mapping[Cell, Evidence]]) -> set[Cell]:
@@ -248,7 +251,10 @@ def _verdict(
     sums = statistics.of(cell, head)
     tokens = sums.tokens / sums.n if sums is not None and sums.n else 0.0
     verdict, reason = _say(head, e, evidence, bounds, dropped, passing, cell, config)
-    checks = (*e.checks, Check("total", max(bounds[head].losses), config.ne_budget, cell in bounds[head].cells))
+    checks = (
+        *e.checks,
+        Check("total", bounds[head].loss, config.ne_budget, cell in bounds[head].cells),
+    )
     return Verdict(cell[0], cell[1], verdict, reason, head, e.effect, tokens, checks)
 
 
@@ -263,7 +269,7 @@ def _say(
         limit = cell_budget(x.rate, config.delta)
         return "drop", (
             f"negligible: {numbers}, at most {pct * x.ucb:.3f} % (budget {pct * limit:.3f} % a cell, all drops "
-            f"at most {pct * max(bounds[head].losses):.3f} % of {pct * config.ne_budget:.3f} %)"
+            f"at most {pct * bounds[head].loss:.3f} % of {pct * config.ne_budget:.3f} %)"
         )
     failed = {c.rule: c for ev in evidence.values() for c in ev.failed()}
     if "protected" in failed:

@@ -53,7 +53,9 @@ def fit_mixture(
     group = np.arange(width) // N_DWELL_BINS if config.dwell_bins else np.arange(width)
     seeds, half = _seed_users(counts, width)
     if seeds.shape[0] == 0:
-        raise GuardError("segment: no user has a usable event in the segmenter's input window; ingest more days")
+        raise GuardError(
+            "segment: no user has a usable event in the segmenter's input window; ingest more days"
+        )
     starts = _starts(seeds, half, group, config)
     progress(f"segment: {len(starts)} candidates of K = 1..{config.k_max}")
     options = {"width": width, "max_iter": config.max_iter, "prior": config.emission_prior}
@@ -66,7 +68,9 @@ def fit_mixture(
     return Fitted(final.mixture, choice, max(c.iterations for c in fitted) + final.iterations)
 
 
-def fit_fixed(counts: DataFrame, *, n_streams: int, k: int, config: SegmentationConfig, reason: str) -> Fitted:
+def fit_fixed(
+    counts: DataFrame, *, n_streams: int, k: int, config: SegmentationConfig, reason: str
+) -> Fitted:
     """A control without choice of K: `k` components with the pooled emission (K = 1, or labels set elsewhere)."""
     width = cell_width(n_streams, dwell_bins=config.dwell_bins)
     one = Candidate(Mixture(np.full((1, width), -np.log(width)), np.zeros(1)))
@@ -91,14 +95,14 @@ def _seed_users(counts: DataFrame, width: int) -> tuple[sparse.csr_matrix, Ints]
     return block.matrix(width, INPUT), user_half(block.users)
 
 
-def _starts(
-    seeds: sparse.csr_matrix, half: Ints, group: Ints, config: SegmentationConfig
-) -> list[Candidate]:
+def _starts(seeds: sparse.csr_matrix, half: Ints, group: Ints, config: SegmentationConfig) -> list[Candidate]:
     starts = []
     for k in range(1, config.k_max + 1):
         for which in (ALL, HALF_A, HALF_B):
             rows = seeds if which == ALL or not (half == which).any() else seeds[half == which]
-            restarts = 1 if k == 1 else config.restarts if which == ALL else min(config.restarts, HALF_RESTARTS)
+            restarts = (
+                1 if k == 1 else config.restarts if which == ALL else min(config.restarts, HALF_RESTARTS)
+            )
             for restart in range(restarts):
                 seed = config.seed + 1000 * k + 10 * restart + which + 1
                 mixture = initial(rows, k=k, group=group, prior=config.emission_prior, seed=seed)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
 from dynamix.jobs import doctor as module
 from dynamix.jobs.doctor import Check, doctor
 from dynamix.jobs.jars import jar_names

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from pyspark.sql import SparkSession
+
 from dynamix.errors import EnvironmentTrouble
 from dynamix.jobs import jars, session
-from pyspark.sql import SparkSession
 
 
 def fake_java(folder: Path, banner: str) -> Path:

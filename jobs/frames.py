@@ -1,0 +1,34 @@
+"""Few driver-side rows as a Spark frame of a table's contract, by way of Arrow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import StructType
+
+from dynamix.contracts import Table
+
+
+def table_frame(spark: SparkSession, table: Table, rows: Sequence[Mapping[str, Any]]) -> DataFrame:
+    """Rows (column name -> value; a missing name is NULL) as a frame with the contract's columns and types.
+
+    NumPy scalars are welcome. Raises KeyError for a name that the contract does not have.
+    """
+    unknown = {name for row in rows for name in row} - set(table.names)
+    if unknown:
+        raise KeyError(
+            f"table {table.name!r} has no column {sorted(unknown)}; its columns: {', '.join(table.names)}"
+        )
+    schema = to_arrow_schema(cast(StructType, StructType.fromDDL(table.ddl())), timezone="UTC")
+    columns = [pa.array([_plain(row.get(f.name)) for row in rows], f.type) for f in schema]
+    return spark.createDataFrame(pa.table(columns, schema=schema))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return list(value.items())
+    return value.item() if hasattr(value, "item") and not hasattr(value, "__len__") else value

@@ -1,0 +1,332 @@
+"""`dynamix mask`: one scan for the statistics of every cell, the keep rule, mask versions with controls."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from typing import Any
+
+import numpy as np
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from dynamix.config import Config
+from dynamix.contracts import CELL_STATS, CHANNELS, MASK_AUDIT, MASKS, VERDICTS
+from dynamix.errors import ConfigError, GuardError
+from dynamix.features.calendar import Calendar
+from dynamix.features.conversions import attribution_counts, label_impressions
+from dynamix.features.relevance import CellSums, Prediction, cell_sums, rate_table, statistics_rows, thirds
+from dynamix.features.streams import event_columns
+from dynamix.features.training import with_segments
+from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.features import cycle_calendar, seen_events
+from dynamix.jobs.frames import table_frame
+from dynamix.jobs.heatmap import terminal
+from dynamix.jobs.report_data import cells_from_rows
+from dynamix.segmentation.effects import Effect, effect
+from dynamix.segmentation.given import Rates, fit_given
+from dynamix.segmentation.masks import Protection, Statistics, Verdict, judge
+from dynamix.segmentation.rules import global_verdicts, keep_everything, random_verdicts
+
+_TIER = "*"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Statistics of one segment version with names beside the ids."""
+
+    statistics: Statistics
+    segment_version: str
+    names: Mapping[int, str]
+    streams: tuple[str, ...]
+    window_end: date
+
+
+def mask(run: Run, *, given: str | None = None) -> StepResult:
+    """Write `cell_stats`, a proposed mask version under `mask.rule`, and the one-mask control beside it.
+
+    GuardError (exit 4) where no impression of the statistics period is mature or no head has a positive;
+    ConfigError where `--given champion` finds no scores. Rerunning the same inputs gives the same version.
+    """
+    given = given or run.config.mask.given
+    measured, result = _measure(run, given)
+    result.tables["cell_stats"] = _write_stats(run, measured, given)
+    verdicts = _decide(run.config, measured)
+    version = _version(run, measured, verdicts, "proposed")
+    grid = _grid_rows(run, measured, verdicts, version, "proposed")
+    audit = _audit_rows(verdicts, version)
+    if run.config.mask.rule != "global":
+        control = global_verdicts(measured.statistics, run.config.mask, protection=_protection(run.config))
+        control_version = _version(run, measured, control, "control")
+        grid += _grid_rows(run, measured, control, control_version, "control")
+        audit += _audit_rows(control, control_version)
+        result.facts["control_version"] = control_version
+    _write_masks(run, grid, audit, result)
+    own = [row for row in grid if row["mask_version"] == version]
+    result.verdicts = {v: sum(r["verdict"] == v for r in own) for v in VERDICTS}
+    tokens = {
+        keep: _tokens(measured, [v for v in verdicts if (v.verdict != "drop") is keep])
+        for keep in (True, False)
+    }
+    result.metrics["tokens_dropped_share"] = tokens[False] / max(sum(tokens.values()), 1e-12)
+    result.facts |= {"mask_version": version, "given": given, "heatmap": terminal(cells_from_rows(own))}
+    return result
+
+
+def _protection(config: Config) -> Protection:
+    return Protection(frozenset(name for name, flags in config.streams.items() if flags.protected))
+
+
+def _decide(config: Config, measured: Measured) -> list[Verdict]:
+    """Verdicts under the configured rule; `random` drops as many tokens as the bound would, by hash."""
+    protection = _protection(config)
+    rule = config.mask.rule
+    if rule == "global":
+        return global_verdicts(measured.statistics, config.mask, protection=protection)
+    verdicts = judge(measured.statistics, config.mask, protection=protection)
+    if rule == "none":
+        return keep_everything(verdicts)
+    if rule == "random":
+        return random_verdicts(verdicts, measured.statistics, seed=config.mask.seed, protection=protection)
+    return verdicts
+
+
+def _measure(run: Run, given: str) -> tuple[Measured, StepResult]:
+    spark, config = run.spark, run.config
+    events = seen_events(run)
+    calendar = cycle_calendar(run, events)
+    streams = run.warehouse.read(spark, "streams")
+    stats = run.warehouse.read(spark, "user_stats").where(
+        F.col("baseline_version") == calendar.baseline_version
+    )
+    segments, version, names = newest_segments(run)
+    listed = {int(r["stream_id"]): str(r["stream"]) for r in streams.select("stream_id", "stream").collect()}
+    labelled = statistics_rows(label_impressions(events, config=config), calendar)
+    rows = with_segments(labelled, segments).persist()
+    try:
+        result = StepResult(warnings=list(calendar.lost))
+        _guard(rows, config, calendar, result)
+        prediction, rows = _prediction(run, rows, given, 1 + max(names))
+        history = event_columns(events, streams, stats, config)
+        run.note(f"mask: one scan over the histories of {result.counters['rows_read']} impressions")
+        table = cell_sums(
+            history, rows, history=config.history, heads=config.heads(), n_streams=1 + max(listed),
+            given=prediction, thirds_us=thirds(calendar), run_date_us=_micros(run.run_date),
+        ).collect()  # fmt: skip
+    finally:
+        rows.unpersist()
+    counts = attribution_counts(events, config).collect()[0].asDict()
+    result.counters |= {f"conversions_{k}" if k != "conversions" else k: int(v) for k, v in counts.items()}
+    sums = {
+        (int(r["segment_id"]), listed[int(r["stream_id"])], str(r["label"]), int(r["half"]), int(r["window"])):
+            CellSums.unpack(r["sums"])
+        for r in table
+        if int(r["stream_id"]) in listed
+    }  # fmt: skip
+    statistics = Statistics(sums, tuple(config.heads()))
+    end = (calendar.statistics.end - timedelta(microseconds=1)).date() + timedelta(days=1)
+    return Measured(statistics, version, names, tuple(sorted(listed.values())), end), result
+
+
+def newest_segments(run: Run) -> tuple[DataFrame, str, dict[int, str]]:
+    """Rows of the newest segment version up to the run date, its name, and the name of every live segment."""
+    registry = run.warehouse.read(run.spark, "segment_registry")
+    until = f"s{run.run_date:%Y%m%d}."
+    found = (
+        registry.where(F.col("segment_version") < until).agg(F.max("segment_version").alias("v")).collect()
+    )
+    version = found[0]["v"]
+    if version is None:
+        raise GuardError(f"segment_registry has no version up to {run.run_date}; run `dynamix segment` first")
+    rows = registry.where((F.col("segment_version") == version) & (F.col("event") != "death"))
+    names = {
+        int(r["segment_id"]): str(r["segment_name"])
+        for r in rows.select("segment_id", "segment_name").collect()
+    }
+    segments = run.warehouse.read(run.spark, "segments").where(F.col("segment_version") == version)
+    return segments, str(version), names
+
+
+def _guard(rows: DataFrame, config: Config, calendar: Calendar, result: StepResult) -> None:
+    """Counts of mature impressions and positives per head; GuardError where there are none."""
+    heads = config.heads()
+    sums = [F.coalesce(F.sum(f"label_{h}"), F.lit(0.0)).alias(h) for h in heads]
+    found = rows.agg(F.count(F.lit(1)).alias("n"), *sums).collect()[0]
+    result.counters["rows_read"] = int(found["n"])
+    if not found["n"]:
+        raise GuardError(
+            f"no impression of {calendar.statistics.start:%Y-%m-%d} to {calendar.statistics.end:%Y-%m-%d} is mature; "
+            "ingest more days, declare `impression_types`, or shorten the windows of `attribution`"
+        )
+    for head in heads:
+        result.counters[f"positives_{head}"] = int(found[head])
+    missing = [h for h in heads if not found[h]]
+    if missing:
+        raise GuardError(
+            f"no positive label for {', '.join(missing)} in {found['n']} impressions of the statistics period: masks "
+            "are refused; check `conversion_types`, `attribution.join_on` and its windows, or leave the head out "
+            "of `labels`"
+        )
+
+
+def _prediction(run: Run, rows: DataFrame, given: str, n_segments: int) -> tuple[Prediction, DataFrame]:
+    """p without history, and the rows with whatever it needs."""
+    heads = run.config.heads()
+    if given == "champion":
+        return Prediction(column="given"), _with_scores(run, rows, heads)
+    found = rate_table(rows, heads).orderBy("surface", "position", "segment_id").collect()
+    rates = Rates(
+        [str(r["surface"]) for r in found],
+        np.array([r["position"] for r in found], np.int64),
+        np.array([r["segment_id"] for r in found], np.int64),
+        np.array([r["n"] for r in found], np.float64),
+        {head: np.array([r[head] for r in found], np.float64) for head in heads},
+    )
+    return fit_given(rates, kind=given, n_segments=n_segments), rows
+
+
+def _with_scores(run: Run, rows: DataFrame, heads: Sequence[str]) -> DataFrame:
+    """Rows with given_<head> from the newest scores; impressions without a score are left out."""
+    if not run.warehouse.exists(run.spark, "scores"):
+        raise ConfigError("--given champion needs scores; run `dynamix score` first, or use --given baseline")
+    scores = run.warehouse.read(run.spark, "scores")
+    newest = scores.agg(F.max_by("model_version", "scored_at").alias("v"))
+    scores = scores.join(F.broadcast(newest), F.col("model_version") == F.col("v"))
+    for head in heads:
+        own = scores.where(F.col("label") == head).select(
+            F.col("impression_id").alias("event_id"), F.col("score").alias(f"given_{head}")
+        )
+        rows = rows.join(own, "event_id")
+    if rows.limit(1).isEmpty():
+        raise ConfigError(
+            "--given champion: no impression of the statistics period has a score; score those days, or use "
+            "--given baseline"
+        )
+    return rows
+
+
+def _micros(day: date) -> int:
+    return int(np.datetime64(datetime.combine(day, time()), "us").astype(np.int64))
+
+
+def _write_stats(run: Run, measured: Measured, given: str) -> int:
+    rows = [
+        row
+        for cell in measured.statistics.cells
+        for head in measured.statistics.heads
+        for row in _stat_rows(measured, cell, head, given)
+    ]
+    frame = table_frame(run.spark, CELL_STATS, rows)
+    where = f"segment_version = '{measured.segment_version}' AND window_end = date'{measured.window_end}'"
+    return run.warehouse.replace(run.spark, CELL_STATS, frame, where=where)
+
+
+def _stat_rows(measured: Measured, cell: tuple[int, str], head: str, given: str) -> list[dict[str, Any]]:
+    """The joint row with the mergeable state, and one row per channel."""
+    sums = measured.statistics.of(cell, head)
+    if sums is None:
+        return []
+    e = effect(sums)
+    shared = {
+        "segment_version": measured.segment_version, "segment_id": cell[0], "tier": _TIER, "stream": cell[1],
+        "label": head, "window_end": measured.window_end, "given": given, "half": -1,
+        "impressions": int(sums.n), "positives": int(sums.with_stream), "tokens": sums.tokens / sums.n,
+    }  # fmt: skip
+    bounds = {"relevance": e.relevance, "relevance_lcb": e.lcb, "relevance_ucb": e.ucb, "dof": e.dof}
+    rows = [{**shared, "channel": "joint", **bounds, "sums": sums.pack()}]
+    for name in CHANNELS:
+        c = e.channels[name]
+        rows.append({
+            **shared, "channel": name, "score": c.score, "information": c.information, "score_var": c.variance,
+            "beta": c.beta, "se": c.se, "relevance": c.relevance, "relevance_lcb": c.lcb, "relevance_ucb": c.ucb,
+            "dof": int(c.information > 0), "sums": [],
+        })  # fmt: skip
+    return rows
+
+
+def _tokens(measured: Measured, verdicts: Sequence[Verdict]) -> float:
+    """Kept events of the cells, summed over impressions."""
+    head = measured.statistics.heads[0]
+    found = (measured.statistics.of((v.segment_id, v.stream), head) for v in verdicts)
+    return float(sum(s.tokens for s in found if s is not None))
+
+
+def _version(run: Run, measured: Measured, verdicts: Sequence[Verdict], status: str) -> str:
+    """`m<yyyymmdd>-<8 hex>` over the grid, the segments it is for, and the rule's config."""
+    content = {
+        "status": status,
+        "segments": measured.segment_version,
+        "config": run.config.digest("mask", "history", "streams", "labels", "attribution"),
+        "cells": [(v.segment_id, v.stream, v.verdict, v.reason) for v in verdicts],
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    return f"m{run.run_date:%Y%m%d}-{digest}"
+
+
+def _grid_rows(
+    run: Run, measured: Measured, verdicts: Sequence[Verdict], version: str, status: str
+) -> list[dict[str, Any]]:
+    """The full grid: every live segment × every stream; cells without statistics are `undecided`."""
+    by_cell = {(v.segment_id, v.stream): v for v in verdicts}
+    quota = run.config.history.per_stream
+    rows = []
+    for segment_id in sorted(measured.names):
+        for stream in measured.streams:
+            v = by_cell.get((segment_id, stream))
+            e: Effect | None = v.effect if v else None
+            dropped = v is not None and v.verdict == "drop"
+            rows.append({
+                "mask_version": version, "seq": 0, "segment_version": measured.segment_version,
+                "segment_id": segment_id, "segment_name": measured.names[segment_id], "tier": _TIER,
+                "stream": stream, "keep": not dropped, "quota": 0 if dropped else quota, "boost": 0.0,
+                "attributes": None,
+                "relevance": e.relevance if e else None,
+                "relevance_lcb": e.lcb if e else None,
+                "relevance_ucb": e.ucb if e else None,
+                "positives": int(e.positives) if e else 0, "tokens": v.tokens if v else 0.0,
+                "verdict": v.verdict if v else "undecided",
+                "reason": v.reason if v else "no impression of this segment in the statistics period",
+                "status": status, "run_date": run.run_date, "run_id": run.run_id,
+            })  # fmt: skip
+    return rows
+
+
+def _audit_rows(verdicts: Sequence[Verdict], version: str) -> list[dict[str, Any]]:
+    return [
+        {"mask_version": version, "segment_id": v.segment_id, "tier": _TIER, "stream": v.stream, "rule": c.rule,
+         "value": float(c.value), "limit": float(c.limit), "passed": bool(c.passed)}
+        for v in verdicts
+        for c in v.checks
+    ]  # fmt: skip
+
+
+def _write_masks(
+    run: Run, grid: list[dict[str, Any]], audit: list[dict[str, Any]], result: StepResult
+) -> None:
+    """Replace the versions of this run date that nobody decided on; numbers (`seq`) go on from those stored."""
+    versions = sorted({str(r["mask_version"]) for r in grid})
+    seq = 1
+    if run.warehouse.exists(run.spark, MASKS.name):
+        stored = run.warehouse.read(run.spark, MASKS.name)
+        last = stored.agg(F.max("seq").alias("seq")).collect()[0]["seq"]
+        known = {
+            str(r["mask_version"]): (int(r["seq"]), str(r["status"]))
+            for r in stored.where(F.col("mask_version").isin(versions))
+            .select("mask_version", "seq", "status").distinct().collect()
+        }  # fmt: skip
+        seq = int(last or 0) + 1
+    else:
+        known = {}
+    for row in grid:
+        have = known.get(str(row["mask_version"]))
+        row["seq"] = have[0] if have else seq
+        row["status"] = have[1] if have else row["status"]  # a published version stays published
+    listed = ", ".join(f"'{v}'" for v in versions)
+    where = f"mask_version IN ({listed})"
+    frame = table_frame(run.spark, MASKS, grid)
+    result.tables["masks"] = run.warehouse.replace(run.spark, MASKS, frame, where=where)
+    notes = table_frame(run.spark, MASK_AUDIT, audit)
+    result.tables["mask_audit"] = run.warehouse.replace(run.spark, MASK_AUDIT, notes, where=where)
