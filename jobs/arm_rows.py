@@ -20,6 +20,7 @@ from dynamix.features.streams import event_columns
 from dynamix.features.training import training_rows
 from dynamix.jobs.context import Run
 from dynamix.jobs.features import cycle_calendar, seen_events
+from dynamix.jobs.mask import newest_segments
 from dynamix.models.contest import GLOBAL, KEEP_ALL, MASKED
 from dynamix.models.dataset import JaggedRows, load_rows
 from dynamix.models.hashing import hash_ids
@@ -62,9 +63,9 @@ def build_arms(run: Run) -> ArmRows:
     events = seen_events(run)
     calendar = cycle_calendar(run, events)
     streams = warehouse.read(spark, "streams")
-    segments = warehouse.read(spark, "segments")
+    segments, newest, _ = newest_segments(run)
     stats = warehouse.read(spark, "user_stats").where(F.col("baseline_version") == calendar.baseline_version)
-    versions = mask_versions(run)
+    versions = mask_versions(run, newest)
     history = event_columns(events, streams, stats, run.config).persist()
     impressions = label_impressions(events, config=run.config).persist()
     try:
@@ -82,7 +83,6 @@ def build_arms(run: Run) -> ArmRows:
     pinned = warehouse.version(spark, TRAINING_ROWS.name)
     assert pinned is not None  # just written; for the type checker
     rows = {arm: (version, load_version(run, version, pinned=pinned)) for arm, version in versions.items()}
-    newest = _newest_segments(segments)
     top = max((int(r.segment.max(initial=COLD_SEGMENT)) for _, r in rows.values()), default=COLD_SEGMENT)
     cells = {v: _cells(mask_rows(run, v)) for arm, v in versions.items() if arm != KEEP_ALL}
     top = max([top, *(c.segment_id for grid in cells.values() for c in grid)])
@@ -92,10 +92,11 @@ def build_arms(run: Run) -> ArmRows:
     )  # fmt: skip
 
 
-def mask_versions(run: Run) -> dict[str, str]:
+def mask_versions(run: Run, segment_version: str) -> dict[str, str]:
     """Arm -> mask version: keep-all always, `masked` and `global` where such a version is stored.
 
-    `masked` is the newest proposed or published version, `global` the newest control of the same segments.
+    `masked` is the newest proposed or published version, `global` the newest control. GuardError (exit 4) when
+    the newest version is of other segments than the rows get: run `dynamix mask` first (docs/faults.md 4).
     """
     found = {KEEP_ALL: "keep-all"}
     if not run.warehouse.exists(run.spark, MASKS.name):
@@ -103,15 +104,21 @@ def mask_versions(run: Run) -> dict[str, str]:
     listed = (
         run.warehouse.read(run.spark, MASKS.name)
         .where(F.col("run_date") <= F.lit(run.run_date))
-        .groupBy("mask_version", "status", "run_date")
+        .groupBy("mask_version", "status", "run_date", "segment_version")
         .agg(F.max("seq").alias("seq"))
         .orderBy(F.col("run_date").desc(), F.col("seq").desc(), "mask_version")
         .collect()
     )
     for row in listed:
         arm = GLOBAL if row["status"] == "control" else MASKED
-        if row["status"] != "retired":
-            found.setdefault(arm, str(row["mask_version"]))
+        if row["status"] == "retired" or arm in found:
+            continue
+        if row["segment_version"] != segment_version:
+            raise GuardError(
+                f"mask version {row['mask_version']} is for segments {row['segment_version']}, the newest are "
+                f"{segment_version}; run `dynamix mask` first"
+            )
+        found[arm] = str(row["mask_version"])
     return found
 
 
@@ -195,11 +202,6 @@ def _cells(grid: DataFrame) -> tuple[Cell, ...]:
         Cell(int(r["segment_id"]), str(r["tier"]), str(r["stream"]), int(r["quota"]), float(r["boost"]))
         for r in rows.collect()
     )
-
-
-def _newest_segments(segments: DataFrame) -> str:
-    row = segments.agg(F.max("segment_version").alias("v")).collect()[0]
-    return str(row["v"] or "none")
 
 
 def _segmenter(run: Run, version: str) -> Segmenter | None:

@@ -60,14 +60,19 @@ def source_hash() -> str:
 
 
 def content_id(spark: SparkSession, warehouse: Warehouse, name: str) -> str:
-    """What a table holds, as far as a reader can tell: a named version, else its last data-changing commit."""
+    """What a table holds, as far as a reader can tell: its named versions, else its last data-changing commit.
+
+    Named versions are hashes of content, so that a status written beside them does not run a step again.
+    """
     if not warehouse.exists(spark, name):
         return "absent"
     named = _NAMED_VERSION.get(name)
-    if named is not None:
-        newest = warehouse.read(spark, name).agg(F.max(named).alias("v")).collect()
-        return str(newest[0]["v"])
-    return f"v{warehouse.data_version(spark, name)}"
+    if named is None:
+        return f"v{warehouse.data_version(spark, name)}"
+    found = warehouse.read(spark, name).select(named).distinct().collect()
+    versions = sorted(str(row[named]) for row in found)
+    digest = hashlib.sha256("|".join(versions).encode()).hexdigest()[:8]
+    return f"{versions[-1] if versions else 'empty'}+{digest}"
 
 
 def source_id(source: str) -> str:

@@ -297,7 +297,7 @@ def example_request(run: Run, arms: ArmRows) -> pd.DataFrame:
     """One made-up raw request that names real streams; the registered input example."""
     now = pd.Timestamp(run.run_date)
     events = [
-        {"stream": name, "item_id": "item", "ts": (now - pd.Timedelta(hours=n + 1)).to_pydatetime(),
+        {"stream": name, "item_id": "item", "ts": (now - pd.Timedelta(hours=n + 1)).isoformat(),
          "dwell_ms": 1000.0 * (n + 1), "category": "category"}
         for n, name in enumerate(list(arms.streams)[:3])
     ]  # fmt: skip

@@ -218,7 +218,7 @@ def ranker_signature(heads: tuple[str, ...]) -> Any:
         [
             Property("stream", DataType.string),
             Property("item_id", DataType.string, required=False),
-            Property("ts", DataType.datetime),
+            Property("ts", DataType.string),  # ISO 8601, UTC: MLflow cannot check instants inside a list
             Property("dwell_ms", DataType.double, required=False),
             Property("category", DataType.string, required=False),
         ]
@@ -268,7 +268,8 @@ def declare_ranker() -> None:
 
             self.service = RankerService.load(Path(context.artifacts["model"]))
 
-        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        # without type hints: MLflow would take them for a schema and warn
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
             return self.service.predict(model_input)
 
     mlflow.models.set_model(RankerModel())
@@ -282,7 +283,7 @@ def declare_segmenter() -> None:
         def load_context(self, context: Any) -> None:
             self.tree = json.loads(Path(context.artifacts["segmenter"]).read_text(encoding="utf-8"))
 
-        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
             from dynamix.models.serving import segment_counts
 
             return segment_counts(self.tree, model_input)
@@ -295,15 +296,19 @@ def _client(registry: Registry) -> Iterator[Any]:
     """MLflow set to the registry's store, quiet; any failure of the store is an EnvironmentTrouble."""
     registry.private.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     levels = {name: logging.getLogger(name).level for name in _NOISY}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.showwarning = _silent  # MLflow puts its own filter over ours
         import mlflow
         import mlflow.pyfunc
+        from mlflow.utils import logging_utils
 
         for name in _NOISY:
             logging.getLogger(name).setLevel(logging.ERROR)
         before = mlflow.get_tracking_uri()
+        logging_utils.disable_logging()  # its own lines on standard error
         try:
             mlflow.set_tracking_uri(registry.tracking_uri)
             mlflow.set_registry_uri(registry.tracking_uri)
@@ -314,10 +319,15 @@ def _client(registry: Registry) -> Iterator[Any]:
                 "trained is kept in the run's folder: `dynamix train --register-from RUN` resumes"
             ) from trouble
         finally:
+            logging_utils.enable_logging()
             mlflow.set_tracking_uri(before)
             mlflow.set_registry_uri(before)
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
+
+
+def _silent(*_: object, **__: object) -> None:
+    """Takes the place of `warnings.showwarning`."""
 
 
 def _experiment(mlflow: Any, registry: Registry) -> str:

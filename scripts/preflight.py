@@ -15,7 +15,7 @@ DOWNLOAD = "about 3 GB to download and 6.4 GB on disk on Linux (torch with CUDA)
 
 def trouble() -> str:
     """The first thing in the way, in one sentence; empty when set-up can go on."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - runs on whatever Python the user has
         return f"Python {sys.version.split()[0]} is too old; install 3.11 or newer, or run make PYTHON=python3.11"
     home = os.environ.get("JAVA_HOME")
     java = os.path.join(home, "bin", "java") if home else shutil.which("java")
