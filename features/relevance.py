@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +85,7 @@ class CellSums:
             parts[name] = values[at : at + size].reshape(shape)
             at += size
         scalars = dict(zip(SCALARS, parts.pop("scalars").tolist(), strict=True))
-        return cls(**scalars, **parts)
+        return cls(**scalars, **cast(dict[str, Any], parts))
 
     def pack(self) -> Floats:
         """The state as one vector (SIZE,)."""
@@ -129,7 +129,7 @@ class Prediction:
 def position_code(frame: Any) -> Ints:
     """0 = no position, 1..50 as they are, 51 = lower."""
     position = frame.column("position").to_pandas().fillna(0).to_numpy(np.int64)
-    return np.clip(position, 0, MAX_POSITION + 1)
+    return np.asarray(np.clip(position, 0, MAX_POSITION + 1), np.int64)
 
 
 def rate_table(impressions: DataFrame, heads: Sequence[str]) -> DataFrame:
@@ -330,7 +330,7 @@ def fine_bin(dwell: Floats) -> Ints:
 
 def bin_centres() -> Floats:
     """Centre of every fine bin (64,), in standard deviations of ln(1+dwell)."""
-    return (np.arange(FINE_BINS) + 0.5) * (6.0 / FINE_BINS) - 3.0
+    return np.asarray((np.arange(FINE_BINS) + 0.5) * (6.0 / FINE_BINS) - 3.0, np.float64)
 
 
 def thirds(calendar: Calendar) -> tuple[int, int]:

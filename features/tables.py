@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
@@ -233,7 +233,7 @@ def _hashable(column: Any, data_type: DataType) -> Any:
 
 
 def _schema(spark: SparkSession, table: Table) -> StructType:
-    return StructType.fromDDL(table.ddl())
+    return cast(StructType, StructType.fromDDL(table.ddl()))
 
 
 def _local_path(url: str) -> str:

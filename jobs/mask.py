@@ -52,7 +52,7 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     ConfigError where `--given champion` finds no scores. Rerunning the same inputs gives the same version.
     """
     given = given or run.config.mask.given
-    measured, result = _measure(run, given)
+    measured, result = measure(run, given, *newest_segments(run))
     result.tables["cell_stats"] = _write_stats(run, measured, given)
     verdicts = _decide(run.config, measured)
     version = _version(run, measured, verdicts, "proposed")
@@ -94,7 +94,10 @@ def _decide(config: Config, measured: Measured) -> list[Verdict]:
     return verdicts
 
 
-def _measure(run: Run, given: str) -> tuple[Measured, StepResult]:
+def measure(
+    run: Run, given: str, segments: DataFrame, version: str, names: Mapping[int, str]
+) -> tuple[Measured, StepResult]:
+    """Statistics of every cell under these segments (rows as in `segments`), with counters of what was read."""
     spark, config = run.spark, run.config
     events = seen_events(run)
     calendar = cycle_calendar(run, events)
@@ -102,7 +105,6 @@ def _measure(run: Run, given: str) -> tuple[Measured, StepResult]:
     stats = run.warehouse.read(spark, "user_stats").where(
         F.col("baseline_version") == calendar.baseline_version
     )
-    segments, version, names = newest_segments(run)
     listed = {int(r["stream_id"]): str(r["stream"]) for r in streams.select("stream_id", "stream").collect()}
     labelled = statistics_rows(label_impressions(events, config=config), calendar)
     rows = with_segments(labelled, segments).persist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 
 from pyspark.sql import functions as F
 
@@ -71,8 +72,8 @@ def _days(run: Run, events: str) -> list[str]:
 
     raw = read_raw(run.spark, events, config=run.config)
     days = raw.groupBy(F.to_date("event_ts").alias("day")).agg(F.count("*").alias("n"))
-    incoming = {row["day"]: row["n"] for row in days.collect() if row["day"] is not None}
-    stored: dict[object, int] = {}
+    incoming: dict[date, int] = {row["day"]: row["n"] for row in days.collect() if row["day"] is not None}
+    stored: dict[date, int] = {}
     if run.warehouse.exists(run.spark, "events"):
         table = run.warehouse.read(run.spark, "events").groupBy("event_date").agg(F.count("*").alias("n"))
         stored = {row["event_date"]: row["n"] for row in table.collect()}

@@ -12,15 +12,19 @@ from datetime import datetime, time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dynamix.contracts import TABLES
 from dynamix.errors import ConfigError
 from dynamix.features.calendar import build_calendar
+from dynamix.features.relevance import FINE_BINS, CellSums
 from dynamix.jobs.context import Run
 from dynamix.jobs.report_data import (
+    Bin,
     Channel,
+    Curve,
     Evidence,
     LogStep,
     ReportData,
@@ -32,6 +36,7 @@ from dynamix.jobs.report_data import (
 )
 
 Row = Mapping[str, Any]
+CURVE_BINS = 8
 _CHANNEL_COLUMNS = (
     "segment_id", "tier", "stream", "label", "channel", "impressions", "positives", "beta", "se", "relevance",
     "relevance_lcb", "relevance_ucb", "information", "score_var", "dof",
@@ -61,7 +66,10 @@ def gather(run: Run, *, truth: Path | None = None) -> ReportData:
         statistics_days=_statistics_days(run),
     )
     data = replace(
-        data, segments=_segments(run, data.segment_version), channels=_channels(run, data.segment_version)
+        data,
+        segments=_segments(run, data.segment_version),
+        channels=_channels(run, data.segment_version),
+        curves=_curves(run, data.segment_version),
     )
     return data if truth is None else replace(data, truth=planted(run, truth, data.segment_version))
 
@@ -112,6 +120,42 @@ def _channels(run: Run, segment_version: str) -> tuple[Channel, ...]:
     stats = stats.join(F.broadcast(newest), F.col("window_end") == F.col("end")).select(*_CHANNEL_COLUMNS)
     order = ("segment_id", "tier", "stream", "label", "channel")
     return tuple(_channel(r) for r in _rows(stats.orderBy(*order)))
+
+
+def _curves(run: Run, segment_version: str) -> tuple[Curve, ...]:
+    """Dwell -> positives of every cell, from the histogram in the joint rows' mergeable state."""
+    if not run.warehouse.exists(run.spark, "cell_stats"):
+        return ()
+    stats = run.warehouse.read(run.spark, "cell_stats").where(
+        (F.col("segment_version") == segment_version) & (F.col("channel") == "joint")
+    )
+    newest = stats.agg(F.max("window_end").alias("end"))
+    rows = stats.join(F.broadcast(newest), F.col("window_end") == F.col("end"))
+    listed = rows.select("segment_id", "stream", "label", "sums").orderBy("segment_id", "stream", "label")
+    return tuple(
+        Curve(int(r["segment_id"]), str(r["stream"]), str(r["label"]), _bins(CellSums.unpack(r["sums"])))
+        for r in listed.collect()
+    )
+
+
+def _bins(sums: CellSums) -> tuple[Bin, ...]:
+    """At most `CURVE_BINS` bins of about equal size from the fine ones, then the impressions without a dwell."""
+    n, y = sums.hist[0], sums.hist[1]
+    shown, edges = n[:FINE_BINS], np.linspace(-3.0, 3.0, FINE_BINS + 1)
+    bins = []
+    share = shown.sum() / CURVE_BINS
+    start = 0
+    for stop in range(1, FINE_BINS + 1):
+        enough = shown[start:stop].sum() >= share and shown[stop:].sum() >= share / 2
+        if (enough or stop == FINE_BINS) and shown[start:stop].sum() > 0:
+            inside = shown[start:stop]
+            filled = np.flatnonzero(inside)
+            label = f"{edges[start + filled[0]]:+.1f}…{edges[start + filled[-1] + 1]:+.1f}"
+            bins.append(Bin(label, int(inside.sum()), int(y[start:stop].sum())))
+            start = stop
+    if n[FINE_BINS] > 0:
+        bins.append(Bin("none", int(n[FINE_BINS]), int(y[FINE_BINS])))
+    return tuple(bins)
 
 
 def _channel(row: Row) -> Channel:

@@ -54,7 +54,10 @@ def fit_logistic(rows: JaggedRows, head: str, *, n_streams: int) -> Baseline:
             f"label {head!r}: the {len(y)} training rows hold one class only; nothing can be learned"
         )
     items, code = np.unique(train.item_hash, return_inverse=True)
-    item_rows, positives = np.bincount(code).astype(float), np.bincount(code, weights=y)
+    item_rows, positives = (
+        np.bincount(code).astype(np.float64),
+        np.bincount(code, weights=y).astype(np.float64),
+    )
     base_rate = float(y.mean())
     rate = item_rate(train.item_hash, items, item_rows, positives, base_rate=base_rate, own=y)
     x = inputs(train, rate, n_streams=n_streams)

@@ -89,7 +89,7 @@ class RankBatch:
             return t.to(device, dtype) if dtype is not None and t.is_floating_point() else t.to(device)
 
         moved = {k: move(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved, labels={k: move(v) for k, v in self.labels.items()})  # type: ignore[arg-type]
+        return replace(self, **moved, labels={k: move(v) for k, v in self.labels.items()})
 
     def masked(self, keep: Tensor) -> RankBatch:
         """Events stay stored but take no part where `keep` (N,) is False; ranks count kept events only."""

@@ -96,7 +96,7 @@ def by_user(user: NDArray[np.int64], *columns: Floats) -> tuple[NDArray[np.int64
     """Users, sorted, and the sums of each column over their rows: (U,), (U, len(columns))."""
     users, code = np.unique(user, return_inverse=True)
     sums = np.stack([np.bincount(code, weights=c, minlength=len(users)) for c in columns], axis=1)
-    return users, sums
+    return users, sums.astype(np.float64)
 
 
 def replicate_sums(users: NDArray[np.int64], sums: Floats, *, replicates: int) -> Floats:

@@ -26,7 +26,7 @@ def hash_ids(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
     table = hash_array(words, hash_key=_KEY, categorize=False).view(np.int64)
     table = np.append(np.where(table == NONE, np.int64(1), table), NONE)
     codes = pc.fill_null(coded.indices, len(words)).to_numpy(zero_copy_only=False)
-    return table[codes]
+    return np.asarray(table[codes], np.int64)
 
 
 def bucket(hashes: NDArray[np.int64], buckets: int) -> NDArray[np.int32]:

@@ -211,7 +211,7 @@ def load_pyfunc(registry: Registry, address: str) -> Any:
 def ranker_signature(heads: tuple[str, ...]) -> Any:
     """Raw request -> a probability per head and the segment_id."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
     from mlflow.types.schema import Array, Object, Property
 
     event = Object(
@@ -223,7 +223,7 @@ def ranker_signature(heads: tuple[str, ...]) -> Any:
             Property("category", DataType.string, required=False),
         ]
     )
-    request = [
+    request: list[ColSpec | TensorSpec] = [
         ColSpec("string", "user_id"),
         ColSpec("datetime", "request_ts"),
         ColSpec("string", "item_id", required=False),
@@ -234,7 +234,10 @@ def ranker_signature(heads: tuple[str, ...]) -> Any:
         ColSpec("string", "category", required=False),
         ColSpec("double", "value", required=False),
     ]
-    answer = [*(ColSpec("double", head) for head in heads), ColSpec("long", "segment_id")]
+    answer: list[ColSpec | TensorSpec] = [
+        *(ColSpec("double", head) for head in heads),
+        ColSpec("long", "segment_id"),
+    ]
     return ModelSignature(inputs=Schema(request), outputs=Schema(answer))
 
 
@@ -308,7 +311,7 @@ def _client(registry: Registry) -> Iterator[Any]:
         for name in _NOISY:
             logging.getLogger(name).setLevel(logging.ERROR)
         before = mlflow.get_tracking_uri()
-        logging_utils.disable_logging()  # its own lines on standard error
+        logging_utils.disable_logging()  # type: ignore[no-untyped-call]  # its own lines on standard error
         try:
             mlflow.set_tracking_uri(registry.tracking_uri)
             mlflow.set_registry_uri(registry.tracking_uri)
@@ -319,7 +322,7 @@ def _client(registry: Registry) -> Iterator[Any]:
                 "trained is kept in the run's folder: `dynamix train --register-from RUN` resumes"
             ) from trouble
         finally:
-            logging_utils.enable_logging()
+            logging_utils.enable_logging()  # type: ignore[no-untyped-call]
             mlflow.set_tracking_uri(before)
             mlflow.set_registry_uri(before)
             for name, level in levels.items():

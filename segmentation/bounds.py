@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 ALPHA = 0.05
 """Level of every one-sided bound."""
+# scipy.special, not scipy.stats: the same numbers without the checks of arguments, which cost twenty times as much
 
 
 def entropy(rate: float) -> float:
@@ -20,22 +21,24 @@ def entropy(rate: float) -> float:
 
 def upper_noncentrality(q: float, dof: float, *, alpha: float = ALPHA) -> float:
     """Largest λ that q does not refute: P(χ²_dof(λ) ≤ q) = alpha; 0 where even λ = 0 makes q that small."""
-    if dof <= 0 or stats.chi2.cdf(q, dof) <= alpha:
+    if dof <= 0 or special.chdtr(dof, q) <= alpha:
         return 0.0
     high = max(1.0, q)
-    while stats.ncx2.cdf(q, dof, high) > alpha:
+    while special.chndtr(q, dof, high) > alpha:
         high *= 2.0
     return float(
-        optimize.brentq(lambda x: stats.ncx2.cdf(q, dof, x) - alpha, 0.0, high, xtol=1e-6, rtol=1e-8)
+        optimize.brentq(lambda x: special.chndtr(q, dof, x) - alpha, 0.0, high, xtol=1e-6, rtol=1e-8)
     )
 
 
 def lower_noncentrality(q: float, dof: float, *, alpha: float = ALPHA) -> float:
     """Smallest λ that q does not refute: P(χ²_dof(λ) ≥ q) = alpha; 0 where λ = 0 is not refuted."""
-    if dof <= 0 or stats.chi2.sf(q, dof) >= alpha:
+    if dof <= 0 or special.chdtrc(dof, q) >= alpha:
         return 0.0
     high = max(1.0, q)
-    return float(optimize.brentq(lambda x: stats.ncx2.sf(q, dof, x) - alpha, 0.0, high, xtol=1e-6, rtol=1e-8))
+    return float(
+        optimize.brentq(lambda x: 1.0 - special.chndtr(q, dof, x) - alpha, 0.0, high, xtol=1e-6, rtol=1e-8)
+    )
 
 
 @dataclass(frozen=True)

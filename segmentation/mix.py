@@ -58,13 +58,17 @@ def fit_mixture(
         )
     starts = _starts(seeds, half, group, config)
     progress(f"segment: {len(starts)} candidates of K = 1..{config.k_max}")
-    options = {"width": width, "max_iter": config.max_iter, "prior": config.emission_prior}
-    fitted = fit(counts, starts, parts=(INPUT,), **options)
+    fitted = fit(
+        counts, starts, parts=(INPUT,), width=width, max_iter=config.max_iter, prior=config.emission_prior
+    )
     trials = _trials(fitted, config)
     choice = choose(trials, measure(counts, trials, width=width), config=config)
     progress(f"segment: {choice.reason}")
     chosen = next(t for t in trials if t.k == choice.k)
-    final = fit(counts, [Candidate(chosen.full)], parts=(INPUT, NEXT), **options)[0]
+    final = fit(
+        counts, [Candidate(chosen.full)], parts=(INPUT, NEXT), width=width, max_iter=config.max_iter,
+        prior=config.emission_prior,
+    )[0]  # fmt: skip
     return Fitted(final.mixture, choice, max(c.iterations for c in fitted) + final.iterations)
 
 
@@ -74,8 +78,8 @@ def fit_fixed(
     """A control without choice of K: `k` components with the pooled emission (K = 1, or labels set elsewhere)."""
     width = cell_width(n_streams, dwell_bins=config.dwell_bins)
     one = Candidate(Mixture(np.full((1, width), -np.log(width)), np.zeros(1)))
-    options = {"width": width, "max_iter": 2, "prior": config.emission_prior}
-    pooled = fit(counts, [one], parts=(INPUT, NEXT), **options)[0].mixture
+    fitted = fit(counts, [one], parts=(INPUT, NEXT), width=width, max_iter=2, prior=config.emission_prior)
+    pooled = fitted[0].mixture
     mixture = Mixture(np.repeat(pooled.log_p, k, axis=0), np.full(k, -np.log(k)))
     verdict = Verdict(k, float("nan"), {}, "")
     return Fitted(mixture, Choice(k, reason, (verdict,)), 2)

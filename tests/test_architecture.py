@@ -49,7 +49,6 @@ EXTRA_ACTIONS = {
     "features/events.py latest_ingest": "the default run date: one aggregate, before a run is planned",
     "features/quality.py gate": "the gate is one aggregate row, which Great Expectations judges",
     "features/raw.py _demand_unit": "one example value for the sentence of an error",
-    "features/tables.py Warehouse.version": "one row of the Delta log",
     "features/tables.py Warehouse.data_version": "one row of the Delta log",
     "features/tables.py Warehouse.definition": "one row of table properties",
     "features/tables.py Warehouse.replace": "the writer: refuses an empty frame, then writes",

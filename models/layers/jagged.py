@@ -17,14 +17,14 @@ def row_index(offsets: Tensor, tokens: int) -> Tensor:
 def segment_sum(x: Tensor, offsets: Tensor, row: Tensor) -> Tensor:
     """Sum of x (N, …) inside each row, (B, …)."""
     if _plain(x):
-        return torch.segment_reduce(x, "sum", offsets=offsets, axis=0, initial=0.0)  # type: ignore[no-any-return]
+        return torch.segment_reduce(x, "sum", offsets=offsets, axis=0, initial=0.0)
     return x.new_zeros((offsets.shape[0] - 1, *x.shape[1:])).index_add(0, row, x)
 
 
 def expand_rows(x: Tensor, offsets: Tensor, row: Tensor) -> Tensor:
     """Repeat x (B, D) over the events of its row, (N, D)."""
     if _plain(x) and torch.is_grad_enabled() and x.requires_grad:
-        expanded: Tensor = _Expand.apply(x, offsets, row)  # type: ignore[no-untyped-call]
+        expanded: Tensor = _Expand.apply(x, offsets, row)
         return expanded
     return x.index_select(0, row)
 
@@ -61,7 +61,7 @@ class _Expand(torch.autograd.Function):
         return x.index_select(0, row)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (offsets,) = ctx.saved_tensors
         return (
             torch.segment_reduce(grad.contiguous(), "sum", offsets=offsets, axis=0, initial=0.0),

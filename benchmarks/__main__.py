@@ -1,0 +1,31 @@
+"""The claims of the README, measured: `python -m benchmarks [worlds] [--presets S0,S8] [--users 20000]`."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from benchmarks import worlds
+
+
+def main() -> int:
+    """Run the named measurement; results go to standard output, progress to standard error."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("what", nargs="?", default="worlds", choices=("worlds",))
+    parser.add_argument("--presets", default="S0,S8")
+    parser.add_argument("--users", type=int, default=20_000)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--folder", type=Path, help="where worlds are kept between runs (default: temporary)")
+    options = parser.parse_args()
+    presets, seeds = options.presets.split(","), [int(s) for s in options.seeds.split(",")]
+    if options.folder is not None:
+        worlds.main(presets, options.folder, options.users, seeds)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        worlds.main(presets, Path(folder), options.users, seeds)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

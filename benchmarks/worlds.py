@@ -1,0 +1,151 @@
+"""Segments and masks on simulated worlds with known truth: `python -m benchmarks worlds [--presets S0,S8]`.
+
+Per world: ARI of the argmax posterior over all users beside the Bayes-optimal one on the same events, coverage of
+the confident rule, and the share of null tokens dropped beside that of the same rule fed with the true segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import functions as F
+from sklearn.metrics import adjusted_rand_score
+
+from dynamix.config import load_config
+from dynamix.features.simulate import bayes_segments, simulate
+from dynamix.features.tables import Warehouse
+from dynamix.jobs.context import Run, new_run_id
+from dynamix.jobs.mask import measure, newest_segments
+from dynamix.jobs.run import execute
+from dynamix.jobs.session import get_spark
+from dynamix.jobs.verbs import latest_run_date
+from dynamix.segmentation.masks import Statistics, judge
+
+SETTINGS = ("mask.ne_budget=0.005", "mask.delta=0.20")
+STRONG = ("strong", "match")
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Tokens dropped by planted kind as shares of that kind's tokens, and strong cells dropped."""
+
+    null_share: float
+    weak_share: float
+    all_share: float
+    strong_cells: int
+
+
+def measure_world(preset: str, folder: Path, *, users: int, seed: int) -> dict[str, Any]:
+    """Simulate, run the cycle up to the masks, and compare with the truth."""
+    world = folder / f"{preset}-{seed}"
+    if not (world / "dynamix.yaml").is_file():
+        simulate(world, preset=preset, users=users, days=42, seed=seed)
+    spark = get_spark()
+    config = load_config(files=[world / "dynamix.yaml"], settings=SETTINGS)
+    place = Warehouse(folder / f"{preset}-{seed}-warehouse")
+    run = Run(spark, place, config, latest_run_date(spark, place, config, str(world)), new_run_id())
+    for verb in ("ingest", "features", "segment", "mask"):
+        execute(run, verb, skip=True, source=str(world) if verb == "ingest" else None)
+    truth = pd.read_parquet(world / "truth_users").rename(columns={"segment": "true"})
+    cells = pd.read_parquet(world / "truth_cells")
+    segments, version, names = newest_segments(run)
+    found = segment_quality(run, world, truth)
+    kinds = {(int(r.segment), str(r.stream)): str(r.kind) for r in cells.itertuples()}
+    own, _ = measure(run, "baseline", segments, version, names)
+    mapping = majority(segments.where("valid_to IS NULL").select("user_id", "segment_id").toPandas(), truth)
+    found["own"] = dropped(own.statistics, run, {g: mapping.get(g, 0) for g in names}, kinds)
+    planted = spark.createDataFrame(truth[["user_id", "true"]]).select(
+        "user_id", F.col("true").cast("int").alias("segment_id"), F.lit("passive").alias("tier"),
+        F.lit("truth").alias("segment_version"), F.lit("1970-01-01").cast("timestamp").alias("valid_from"),
+        F.lit(None).cast("timestamp").alias("valid_to"),
+    )  # fmt: skip
+    ids = {int(g): f"true {g}" for g in sorted(truth["true"].unique())}
+    ideal, _ = measure(run, "baseline", planted, "truth", {0: "cold", **ids})
+    found["true"] = dropped(ideal.statistics, run, {g: g for g in ids}, kinds)
+    return found
+
+
+def segment_quality(run: Run, world: Path, truth: pd.DataFrame) -> dict[str, Any]:
+    """ARI of the argmax posterior at the run date, the Bayes-optimal ARI on the same events, coverage, events."""
+    current = run.warehouse.read(run.spark, "segments").where("valid_to IS NULL")
+    best = F.array_max(F.transform(F.map_entries("posterior"), lambda e: F.struct(e["value"], e["key"])))[
+        "key"
+    ]
+    rows = current.select("user_id", "segment_id", "n_events", best.alias("argmax")).toPandas()
+    joined = truth.merge(rows, on="user_id", how="left")
+    argmax = joined["argmax"].fillna(0).astype(int)
+    mixes = pd.read_parquet(world / "truth_segments")
+    streams = sorted(mixes["stream"].unique())
+    mix = mixes.pivot(index="segment", columns="stream", values="mix")[streams]
+    share = mixes.groupby("segment")["share"].first()
+    events = run.warehouse.read(run.spark, "events").where(
+        F.col("event_type").isin(*run.config.impression_types, *run.config.conversion_types) == F.lit(False)
+    )
+    name = F.concat_ws("/", "surface", "event_type")
+    long = events.groupBy("user_id", name.alias("stream")).count().toPandas()
+    wide = long.pivot(index="user_id", columns="stream", values="count").reindex(columns=streams)
+    counts = wide.reindex(truth["user_id"]).fillna(0).to_numpy(np.int64)
+    optimal, _ = bayes_segments(mix.to_numpy(), share.to_numpy(), counts)
+    confident = joined["segment_id"].fillna(0) > 0
+    fit_events = joined["n_events"].fillna(0)
+    return {
+        "users": len(truth),
+        "ari": adjusted_rand_score(joined["true"], argmax),
+        "bayes_ari": adjusted_rand_score(joined["true"], optimal),
+        "coverage": float(confident.mean()),
+        "confident_ari": adjusted_rand_score(joined["true"][confident], joined["segment_id"][confident]),
+        "events_per_user": float(fit_events.mean()),
+    }
+
+
+def majority(assigned: pd.DataFrame, truth: pd.DataFrame) -> dict[int, int]:
+    """Segment id -> the planted segment most of its users have."""
+    joined = assigned.merge(truth, on="user_id")
+    warm = joined[joined["segment_id"] > 0]
+    return {int(g): int(x["true"].mode().iloc[0]) for g, x in warm.groupby("segment_id")}
+
+
+def dropped(
+    statistics: Statistics, run: Run, planted: Mapping[int, int], kinds: Mapping[tuple[int, str], str]
+) -> Dropped:
+    """What the rule drops, against the planted kinds; cold cells count in `all_share` only."""
+    verdicts = judge(statistics, run.config.mask)
+    tokens: dict[tuple[str, bool], float] = {}
+    strong = 0
+    for v in verdicts:
+        kind = kinds.get((planted.get(v.segment_id, 0), v.stream), "none")
+        sums = statistics.of((v.segment_id, v.stream), v.head)
+        gone = v.verdict == "drop"
+        tokens[kind, gone] = tokens.get((kind, gone), 0.0) + (sums.tokens if sums else 0.0)
+        strong += gone and kind in STRONG
+
+    def share(*names: str) -> float:
+        total = sum(x for (k, _), x in tokens.items() if not names or k in names)
+        return sum(x for (k, g), x in tokens.items() if g and (not names or k in names)) / max(total, 1e-12)
+
+    return Dropped(share("null"), share("weak"), share(), strong)
+
+
+def main(presets: list[str], folder: Path, users: int, seeds: list[int]) -> None:
+    for preset in presets:
+        for seed in seeds:
+            found = measure_world(preset, folder, users=users, seed=seed)
+            own, true = found["own"], found["true"]
+            print(
+                f"{preset} seed {seed}: {found['users']:,} users, {found['events_per_user']:.0f} events a user; "
+                f"ARI {found['ari']:.3f} (Bayes-optimal {found['bayes_ari']:.3f}, ratio "
+                f"{found['ari'] / found['bayes_ari']:.3f}); coverage {found['coverage']:.3f}, ARI there "
+                f"{found['confident_ari']:.3f}"
+            )
+            print(
+                f"  null tokens dropped {own.null_share:.3f}, with the true segments {true.null_share:.3f} (ratio "
+                f"{own.null_share / max(true.null_share, 1e-9):.2f}); weak {own.weak_share:.3f} / {true.weak_share:.3f}; "
+                f"all {own.all_share:.3f} / {true.all_share:.3f}; strong cells dropped {own.strong_cells} / "
+                f"{true.strong_cells}",
+                flush=True,
+            )
