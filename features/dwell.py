@@ -12,7 +12,6 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from dynamix.config import Config
-from dynamix.contracts import EVENT_ORDER
 from dynamix.features.events import stream_name
 
 BINS_PER_E = 4
@@ -24,29 +23,27 @@ ALL_STREAMS = "*"
 def derive_dwell(events: DataFrame, *, config: Config, caps: Mapping[str, int] | None = None) -> DataFrame:
     """Settle dwell_ms and dwell_status of every event; `bad_dwell`, where present, is used up.
 
-    Grain in and out: one row per event with session_id (NULL: takes part in nothing) and the logged
-    dwell_ms. A logged dwell is `observed`; else the time to the session's next event is `derived`; the
-    last event is `censored` with NULL; impressions, bad logged values, and everything unlogged where
-    `dwell.derive` is false are `missing` with NULL. Equal times give a derived 0: a measured zero.
+    Grain in and out: one row per event with the columns of `assign_sessions` (session_id NULL: takes part
+    in nothing; until_next_us is used up) and the logged dwell_ms. A logged dwell is `observed`; else the
+    time to the session's next event is `derived`; the last event is `censored` with NULL; impressions, bad
+    logged values, and everything unlogged where `dwell.derive` is false are `missing` with NULL. Equal times
+    give a derived 0: a measured zero.
     `caps` as in `cap_dwell`.
     """
     bad = F.col("bad_dwell") if "bad_dwell" in events.columns else F.lit(False)
-    within = Window.partitionBy("user_id", "session_id").orderBy(*EVENT_ORDER)
-    until_next_us = F.lead(F.unix_micros("event_ts")).over(within) - F.unix_micros("event_ts")
     logged, derivable = F.col("dwell_ms").isNotNull(), F.col("session_id").isNotNull() & ~bad
     last_ms = F.lit(None if config.dwell.censor_last else 0).cast("bigint")
     last_status = "censored" if config.dwell.censor_last else "derived"
     status = F.when(logged, "observed")
     value = F.when(logged, F.col("dwell_ms"))
     if config.dwell.derive:
-        followed = derivable & F.col("_next_us").isNotNull()
+        followed = derivable & F.col("until_next_us").isNotNull()
         status = status.when(followed, "derived").when(derivable, last_status)
-        value = value.when(followed, F.floor(F.col("_next_us") / 1000).cast("bigint")).when(
+        value = value.when(followed, F.floor(F.col("until_next_us") / 1000).cast("bigint")).when(
             derivable, last_ms
         )
-    settled = events.withColumn("_next_us", until_next_us) if config.dwell.derive else events
-    settled = settled.withColumns({"dwell_status": status.otherwise("missing"), "dwell_ms": value})
-    return cap_dwell(settled.drop("_next_us", "bad_dwell"), caps=caps)
+    settled = events.withColumns({"dwell_status": status.otherwise("missing"), "dwell_ms": value})
+    return cap_dwell(settled.drop("until_next_us", "bad_dwell"), caps=caps)
 
 
 def cap_dwell(events: DataFrame, *, caps: Mapping[str, int] | None) -> DataFrame:

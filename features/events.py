@@ -248,22 +248,40 @@ def _as_text(column: Column, data_type: DataType) -> Column:
 
 
 def _judge_copies(parsed: DataFrame, *, given_ids: bool) -> DataFrame:
-    """Add `fate`, `row_hash` and `raw` (both NULL unless quarantined); see `split_raw` for the rule."""
+    """Add `fate`, `row_hash` and `raw` (both NULL unless quarantined); see `split_raw` for the rule.
+
+    Most ids occur once: only rows whose id's hash occurs again are shuffled, sorted and compared. The hashes
+    of such ids are broadcast, 8 bytes each.
+    """
+    hashed = parsed.withColumn("_hash", F.xxhash64("event_id"))
+    again = hashed.groupBy("_hash").agg(F.count(F.lit(1)).alias("_n")).where("_n > 1")
+    marked = hashed.join(F.broadcast(again), "_hash", "left")
+    # Always true, but unknown to the optimiser: it would else push the dozens of conditions behind `reason`
+    # into every filter on the fate, and spend a minute on their normal form.
+    opaque = F.spark_partition_id() >= 0
+    own_fate = F.when(F.col("reason").isNotNull(), QUARANTINED).when(opaque, KEPT)
+    alone = marked.where("_n IS NULL").withColumn("fate", own_fate).drop("_hash", "_n")
+    judged = alone.unionByName(_compared(marked.where("_n IS NOT NULL"), given_ids=given_ids))
+    out = F.col("fate") == QUARANTINED
+    return judged.select(
+        *_CANONICAL, "bad_dwell", "fate", "reason", "hint",
+        F.when(out, _hash(F.col("_whole"))).alias("row_hash"),
+        F.when(out, F.to_json("_whole", _JSON)).alias("raw"),
+    )  # fmt: skip
+
+
+def _compared(rows: DataFrame, *, given_ids: bool) -> DataFrame:
+    """Rows judged against the others of their event_id."""
     bad = F.col("reason").isNotNull()
+    # bad rows judge no copies: a key each keeps them from piling up in one task
+    key = F.when(bad, F.concat(F.lit("!"), _hash(F.col("_whole")))).otherwise(
+        F.concat(F.lit("="), F.col("event_id"))
+    )
     same_id = Window.partitionBy("_key").orderBy("ingest_ts", "_payload")
     copies = same_id.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
     # Derived ids hash the whole row, so their copies never disagree and need no payload.
     payload = _payload() if given_ids else F.lit(0).cast("bigint")
-    keyed = parsed.withColumns(
-        {
-            # bad rows judge no copies: a key each keeps them from piling up in one task
-            "_key": F.when(bad, F.concat(F.lit("!"), _hash(F.col("_whole")))).otherwise(
-                F.concat(F.lit("="), F.col("event_id"))
-            ),
-            "_payload": payload,
-            "_whole": F.col("_whole") if given_ids else F.when(bad, F.col("_whole")),
-        }
-    )
+    keyed = rows.withColumns({"_key": key, "_payload": payload})
     first = F.min(F.struct("ingest_ts", "_payload")).over(copies)["_payload"]
     # `~` reverses the order of whole numbers without overflow, so this is the largest payload of that time
     last = F.bitwise_not(
@@ -272,19 +290,13 @@ def _judge_copies(parsed: DataFrame, *, given_ids: bool) -> DataFrame:
     ranked = keyed.withColumns({"_first": first, "_last": last, "_rank": F.row_number().over(same_id)})
     conflict = ~bad & ((F.col("_first") != F.col("_last")) | (F.col("_payload") != F.col("_first")))
     fate = F.when(bad | conflict, QUARANTINED).when(F.col("_rank") == 1, KEPT).otherwise(DEDUPLICATED)
-    judged = ranked.withColumns(
+    return ranked.withColumns(
         {
             "fate": fate,
             "reason": F.when(conflict, "CONFLICTING_DUPLICATE").otherwise(F.col("reason")),
             "hint": F.when(conflict, "same event_id, other payload").otherwise(F.col("hint")),
         }
-    )
-    out = F.col("fate") == QUARANTINED
-    return judged.select(
-        *_CANONICAL, "bad_dwell", "fate", "reason", "hint",
-        F.when(out, _hash(F.col("_whole"))).alias("row_hash"),
-        F.when(out, F.to_json("_whole", _JSON)).alias("raw"),
-    )  # fmt: skip
+    ).drop("_hash", "_n", "_key", "_payload", "_first", "_last", "_rank")
 
 
 def _payload() -> Column:

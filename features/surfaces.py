@@ -1,25 +1,62 @@
 """Surface EBFs: what a user did per stream and day, and windows that are sums of those days.
 
 Every number is a sum, a maximum or a count in fixed bins, so days compose by addition and any chunking
-of the input gives the same rows (docs/method.md A.2.4, docs/faults.md D2).
+of the input gives the same rows (docs/method.md A.2.4, docs/faults.md D2). Spark brings the rows of a
+user together, NumPy adds them up: one sort a block instead of an aggregation per column.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import date
+from typing import Any
 
-from pyspark.sql import Column, DataFrame
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dynamix.config import Config
 from dynamix.contracts import EBF_SURFACE
-from dynamix.features.streams import has_usable_dwell, log_dwell, on_grid, stream_events
+from dynamix.features.streams import has_usable_dwell, log_dwell, stream_events
+from dynamix.features.timeline import whole_users
 
 HALF_LIFE_DAYS = 7.0
 WINDOWS = (7, 28, 0)
 """Window lengths in days for the run date; 0 = all days, with the count decayed."""
 _BINS_PER_E = 4
-_SUMS = ("n", "dwell_sum", "z_sum", "z_sq_sum", "n_dwell", "n_censored", "decayed_n", "conversions")
+_GRID = 2.0**20
+_SUMS = ("n", "dwell_sum", "n_dwell", "n_censored", "conversions")
+_REALS = ("z_sum", "z_sq_sum", "decayed_n")
+_MAX_BINS = 256  # ln of the largest dwell, 9e15 ms, ends in bin 146
+_SCHEMA = ", ".join(f"{column.name} {column.sql_type}" for column in EBF_SURFACE.columns)
+_EPOCH = date(1970, 1, 1)
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N rows of `ebf_surface` of whole users; `names` and `users` resolve the codes.
+
+    The histogram is a list of (row, bin, count); a row may have several entries of one bin until folded.
+    """
+
+    user: Ints
+    stream: Ints
+    end: Ints
+    """Day after the last one, days since 1970."""
+    sums: Ints
+    """(N, 5) in the order of _SUMS."""
+    reals: npt.NDArray[np.float64]
+    """(N, 3) in the order of _REALS: multiples of 2^-20, so that sums do not depend on their order."""
+    last_us: Ints
+    hist_row: Ints
+    hist_bin: Ints
+    hist_n: Ints
 
 
 def surface_days(events: DataFrame, *, config: Config) -> DataFrame:
@@ -28,27 +65,7 @@ def surface_days(events: DataFrame, *, config: Config) -> DataFrame:
     `window_end` is the day after, `window_days` 1, `decayed_n` equals n. Dwell figures take usable dwells
     only; `dwell_hist` counts them in bins floor(4·ln(1+ms)). Impressions are left out unless organic.
     """
-    x = log_dwell()
-    day = F.to_date("event_ts")
-    by_type = (
-        stream_events(events, config=config)
-        .repartition("user_id")  # serves all three aggregations below
-        .groupBy("user_id", "surface", "stream", F.date_add(day, 1).alias("window_end"), _bin(x).alias("bin"))
-        .agg(
-            F.count("*").alias("n"),
-            F.coalesce(F.sum(F.when(has_usable_dwell(), F.col("dwell_ms"))), F.lit(0)).alias("dwell_sum"),
-            F.coalesce(F.sum(on_grid(x)), F.lit(0.0)).alias("z_sum"),
-            F.coalesce(F.sum(on_grid(x * x)), F.lit(0.0)).alias("z_sq_sum"),
-            F.count(x).alias("n_dwell"),
-            F.count_if(F.col("dwell_status") == "censored").alias("n_censored"),
-            F.max("event_ts").alias("last_ts"),
-            F.count_if(F.col("event_type").isin(*config.conversion_types)).alias("conversions"),
-        )
-    )
-    total = F.concat(F.col("surface"), F.lit("/*"))
-    both = by_type.withColumn("stream", F.explode(F.array("stream", total)))
-    both = both.withColumn("window_days", F.lit(1)).withColumn("decayed_n", F.col("n").cast("double"))
-    return _fold(both.withColumn("bin_n", F.col("n_dwell")))
+    return _by_user(_narrow(events, config), lambda table: _days(table)[0])
 
 
 def surface_windows(days: DataFrame, run_date: date) -> DataFrame:
@@ -57,36 +74,189 @@ def surface_windows(days: DataFrame, run_date: date) -> DataFrame:
     `decayed_n` = Σ n_day · 2^(−age/7), age in days from the day's end to the run date; all else are plain
     sums. Day rows that end after the run date are ignored; a user without a day in a window has no row.
     """
-    end = F.lit(run_date)
-    age = F.datediff(end, F.col("window_end"))
-    inside = [F.when((F.lit(w) == 0) | (age < w), F.lit(w)) for w in WINDOWS]
-    decayed = on_grid(F.col("n") * F.pow(F.lit(2.0), -age / HALF_LIFE_DAYS))
-    spread = (
-        days.where((F.col("window_days") == 1) & (F.col("window_end") <= end))
-        .repartition("user_id")
-        .withColumn("decayed_n", decayed)
-        .withColumn("window_days", F.explode(F.array_compact(F.array(*inside))))
-        .withColumn("window_end", end)
-        .select("*", F.posexplode_outer(F.map_entries("dwell_hist")).alias("pos", "entry"))
+    end = (run_date - _EPOCH).days
+    known = days.where((F.col("window_days") == 1) & (F.col("window_end") <= F.lit(run_date)))
+
+    def kernel(table: Any) -> Any:
+        rows, users, names = _stored(table)
+        return _windows(rows, end, users, names)
+
+    return _by_user(known.select(*EBF_SURFACE.names), kernel)
+
+
+def surface_rows(events: DataFrame, run_date: date, *, config: Config) -> DataFrame:
+    """`surface_days` and the `surface_windows` of them, from one pass over the events."""
+    end = (run_date - _EPOCH).days
+
+    def kernel(table: Any) -> Any:
+        found, rows, users, names = _days(table)
+        return pa.concat_tables([found, _windows(rows, end, users, names)])
+
+    return _by_user(_narrow(events, config), kernel)
+
+
+def _narrow(events: DataFrame, config: Config) -> DataFrame:
+    converted = (
+        F.col("event_type").isin(*config.conversion_types) if config.conversion_types else F.lit(False)
     )
-    # a day row was repeated once per bin of its histogram: its sums count at the first one only
-    first = F.coalesce(F.col("pos"), F.lit(0)) == 0
-    for name in _SUMS:
-        spread = spread.withColumn(name, F.when(first, F.col(name)).otherwise(0))
-    return _fold(spread.withColumn("bin", F.col("entry.key")).withColumn("bin_n", F.col("entry.value")))
+    return stream_events(events, config=config).select(
+        "user_id",
+        "surface",
+        "stream",
+        F.unix_date(F.to_date("event_ts")).cast("bigint").alias("day"),
+        F.unix_micros("event_ts").alias("us"),
+        F.when(has_usable_dwell(), F.col("dwell_ms")).alias("dwell"),
+        log_dwell().alias("x"),
+        (F.col("dwell_status") == "censored").alias("censored"),
+        converted.alias("converted"),
+    )
 
 
-def _fold(rows: DataFrame) -> DataFrame:
-    """Rows with sums and one bin each, added up to the key of `ebf_surface`; bins become the map."""
-    key = [F.col(name) for name in EBF_SURFACE.key]
-    added = [F.sum(name).alias(name) for name in _SUMS]
-    latest = F.max("last_ts").alias("last_ts")
-    binned = rows.groupBy(*key, "bin").agg(*added, latest, F.sum("bin_n").alias("bin_n"))
-    entry = F.when(F.col("bin").isNotNull(), F.struct("bin", "bin_n"))
-    histogram = F.map_from_entries(F.array_sort(F.collect_list(entry))).alias("dwell_hist")
-    folded = binned.groupBy(*key).agg(*added, latest, histogram)
-    return folded.select(*EBF_SURFACE.names)
+def _by_user(rows: DataFrame, kernel: Callable[[Any], Any]) -> DataFrame:
+    def run(batches: Iterator[Any]) -> Iterator[Any]:
+        for table in whole_users(batches):
+            yield from kernel(table.combine_chunks()).to_batches(max_chunksize=50_000)
+
+    return rows.repartition("user_id").sortWithinPartitions("user_id").mapInArrow(run, _SCHEMA)
 
 
-def _bin(x: Column) -> Column:
-    return F.floor(x * _BINS_PER_E).cast("int")
+# ---------------------------------------------------------------- kernels
+
+
+def _days(table: Any) -> tuple[Any, Rows, Any, Any]:
+    """(day rows as a table, the same as arrays, users, stream names) of the events of whole users."""
+    user, users = _codes(table.column("user_id"))
+    stream, streams = _codes(table.column("stream"))
+    surface, surfaces = _codes(table.column("surface"))
+    names, place = _codes(pa.concat_arrays([streams, pc.binary_join_element_wise(surfaces, "*", "/")]))[::-1]
+    dwell, x = table.column("dwell").combine_chunks(), table.column("x").combine_chunks()
+    known: npt.NDArray[np.bool_] = np.asarray(pc.is_valid(x))
+    log = np.asarray(pc.fill_null(x, 0.0))
+    one = np.ones(len(user), dtype=np.int64)
+    flags = [np.asarray(table.column(name)).astype(np.int64) for name in ("censored", "converted")]
+    bins = np.floor(log * _BINS_PER_E).astype(np.int64)
+    events = Rows(
+        user=np.concatenate([user, user]),
+        stream=np.concatenate([place[stream], place[len(streams) + surface]]),
+        end=np.tile(np.asarray(table.column("day")) + 1, 2),
+        sums=np.tile(
+            np.stack([one, np.asarray(pc.fill_null(dwell, 0)), known.astype(np.int64), *flags], 1), (2, 1)
+        ),
+        reals=np.tile(np.stack([_on_grid(log), _on_grid(log * log), one.astype(np.float64)], 1), (2, 1)),
+        last_us=np.tile(np.asarray(table.column("us")), 2),
+        hist_row=np.flatnonzero(np.tile(known, 2)),
+        hist_bin=np.tile(bins[known], 2),
+        hist_n=np.ones(2 * int(known.sum()), dtype=np.int64),
+    )
+    folded = _fold(events, len(names))
+    return _table(folded, 1, users, names), folded, users, names
+
+
+def _windows(days: Rows, run_end: int, users: Any, names: Any) -> Any:
+    """Window rows that end at `run_end` (days since 1970), all lengths in one table."""
+    age = run_end - days.end
+    found = []
+    for length in WINDOWS:
+        inside = (age >= 0) & ((age < length) | (length == 0))
+        part = _take(days, inside)
+        reals = part.reals.copy()
+        reals[:, 2] = _on_grid(part.sums[:, 0].astype(np.float64) * np.exp2(-age[inside] / HALF_LIFE_DAYS))
+        whole = replace(part, reals=reals, end=np.full(len(reals), run_end))
+        found.append(_table(_fold(whole, len(names)), length, users, names))
+    return pa.concat_tables(found)
+
+
+def _fold(rows: Rows, n_names: int) -> Rows:
+    """Add up the rows of one (user, stream, end), and the histogram entries of one bin."""
+    if not len(rows.user):
+        return rows
+    first = int(rows.end.min())
+    span = int(rows.end.max()) - first + 1
+    key = (rows.user * n_names + rows.stream) * span + (rows.end - first)
+    order = np.argsort(key, kind="stable")
+    ordered = key[order]
+    new = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    starts = np.flatnonzero(new)
+    group = np.empty(len(key), dtype=np.int64)
+    group[order] = np.cumsum(new) - 1
+    entry = group[rows.hist_row] * _MAX_BINS + rows.hist_bin
+    cells, place = np.unique(entry, return_inverse=True)
+    counts = np.bincount(place, weights=rows.hist_n, minlength=len(cells)).astype(np.int64)
+    head = order[starts]
+    return Rows(
+        user=rows.user[head],
+        stream=rows.stream[head],
+        end=rows.end[head],
+        sums=np.add.reduceat(rows.sums[order], starts, axis=0),
+        reals=np.add.reduceat(rows.reals[order], starts, axis=0),
+        last_us=np.maximum.reduceat(rows.last_us[order], starts),
+        hist_row=cells // _MAX_BINS,
+        hist_bin=cells % _MAX_BINS,
+        hist_n=counts,
+    )
+
+
+def _take(rows: Rows, keep: npt.NDArray[np.bool_]) -> Rows:
+    place = np.cumsum(keep) - 1
+    entries = keep[rows.hist_row]
+    return Rows(
+        user=rows.user[keep],
+        stream=rows.stream[keep],
+        end=rows.end[keep],
+        sums=rows.sums[keep],
+        reals=rows.reals[keep],
+        last_us=rows.last_us[keep],
+        hist_row=place[rows.hist_row[entries]],
+        hist_bin=rows.hist_bin[entries],
+        hist_n=rows.hist_n[entries],
+    )
+
+
+def _table(rows: Rows, window_days: int, users: Any, names: Any) -> Any:
+    """Folded rows as a table in the columns of the contract."""
+    offsets = np.searchsorted(rows.hist_row, np.arange(len(rows.user) + 1)).astype(np.int32)
+    columns = {
+        "user_id": users.take(pa.array(rows.user)),
+        "stream": names.take(pa.array(rows.stream)),
+        "window_end": pa.array(rows.end.astype(np.int32)).cast(pa.date32()),
+        "window_days": pa.array(np.full(len(rows.user), window_days, dtype=np.int32)),
+        **{name: pa.array(rows.sums[:, i]) for i, name in enumerate(_SUMS)},
+        **{name: pa.array(rows.reals[:, i]) for i, name in enumerate(_REALS)},
+        "last_ts": pa.array(rows.last_us).cast(pa.timestamp("us", tz="UTC")),
+        "dwell_hist": pa.MapArray.from_arrays(
+            pa.array(offsets), pa.array(rows.hist_bin.astype(np.int32)), pa.array(rows.hist_n)
+        ),
+    }
+    return pa.table({name: columns[name] for name in EBF_SURFACE.names})
+
+
+def _stored(table: Any) -> tuple[Rows, Any, Any]:
+    """Day rows read back from the table: the inverse of `_table`."""
+    user, users = _codes(table.column("user_id"))
+    stream, names = _codes(table.column("stream"))
+    histogram = table.column("dwell_hist").combine_chunks()
+    lengths = np.diff(np.asarray(histogram.offsets))
+    moments = table.column("last_ts").cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+    rows = Rows(
+        user=user,
+        stream=stream,
+        end=np.asarray(table.column("window_end").cast(pa.int32())).astype(np.int64),
+        sums=np.stack([np.asarray(table.column(name)) for name in _SUMS], 1),
+        reals=np.stack([np.asarray(table.column(name)) for name in _REALS], 1),
+        last_us=np.asarray(moments),
+        hist_row=np.repeat(np.arange(len(user)), lengths),
+        hist_bin=np.asarray(histogram.keys).astype(np.int64),
+        hist_n=np.asarray(histogram.items),
+    )
+    return rows, users, names
+
+
+def _codes(column: Any) -> tuple[Ints, Any]:
+    """(dense codes by first appearance, the distinct values) of a column without NULLs."""
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    encoded = whole.dictionary_encode()
+    return np.asarray(encoded.indices).astype(np.int64), encoded.dictionary
+
+
+def _on_grid(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.rint(values * _GRID) / _GRID

@@ -12,7 +12,8 @@ from dynamix.errors import GuardError
 from dynamix.features.baseline import fit_streams, user_stats
 from dynamix.features.calendar import Calendar, build_calendar, instant_sql
 from dynamix.features.sessions import session_features
-from dynamix.features.surfaces import surface_days, surface_windows
+from dynamix.features.streams import stream_events
+from dynamix.features.surfaces import surface_days, surface_rows, surface_windows
 from dynamix.jobs.context import Run, StepResult
 
 
@@ -32,7 +33,8 @@ def features(run: Run, *, since: date | None = None, until: date | None = None) 
     run.note(f"features: baseline {calendar.baseline_version}")
     _write(run, result, STREAMS, fit_streams(events, config=run.config, calendar=calendar, known=known))
     streams = run.warehouse.read(run.spark, "streams")
-    _write(run, result, USER_STATS, user_stats(events, streams, config=run.config, calendar=calendar))
+    stats = user_stats(events, streams, config=run.config, calendar=calendar)
+    _write(run, result, USER_STATS, stats, empty=False)  # there are events, so there are users
     _sessions(run, result, events, since, until)
     _surfaces(run, result, events, since, until)
     return result
@@ -62,7 +64,11 @@ def _sessions(
 ) -> None:
     where = _range("session_date", since, until)
     sessions = session_features(events, config=run.config)
-    _write(run, result, EBF_SESSION, sessions.where(where) if where else sessions, where)
+    some = events.where(F.col("session_id").isNotNull())
+    if where:
+        sessions = sessions.where(where)
+        some = some.withColumn("session_date", F.to_date("session_start")).where(where)
+    _write(run, result, EBF_SESSION, sessions, where, empty=some.isEmpty())
 
 
 def _surfaces(
@@ -70,10 +76,11 @@ def _surfaces(
 ) -> None:
     one = timedelta(days=1)
     where = _range("window_end", since and since + one, until and until + one)
-    days = surface_days(events, config=run.config)
     if where is None:
-        _write(run, result, EBF_SURFACE, days.unionByName(surface_windows(days, run.run_date)))
+        rows = surface_rows(events, run.run_date, config=run.config)
+        _write(run, result, EBF_SURFACE, rows, empty=stream_events(events, config=run.config).isEmpty())
         return
+    days = surface_days(events, config=run.config)
     _write(run, result, EBF_SURFACE, days.where(where), f"window_days = 1 AND {where}")
     stored = run.warehouse.read(run.spark, "ebf_surface")
     # windows of earlier run dates go too, so that a day-by-day build ends with the rows of a one-shot build
@@ -89,6 +96,9 @@ def _range(column: str, since: date | None, until: date | None) -> str | None:
     return " AND ".join(limits) or None
 
 
-def _write(run: Run, result: StepResult, table: Table, frame: DataFrame, where: str | None = None) -> None:
+def _write(
+    run: Run, result: StepResult, table: Table, frame: DataFrame, where: str | None = None, *, empty: bool | None = None
+) -> None:  # fmt: skip
+    """`empty` where a look at the events tells it: else the frame is made twice, once for its first row."""
     run.note(f"features: {table.name}")
-    result.tables[table.name] = run.warehouse.replace(run.spark, table, frame, where=where)
+    result.tables[table.name] = run.warehouse.replace(run.spark, table, frame, where=where, empty=empty)

@@ -17,7 +17,7 @@ from dynamix.features.calendar import Calendar, build_calendar
 from dynamix.features.dwell import cap_dwell, derive_dwell, dwell_caps
 from dynamix.features.events import DEDUPLICATED, KEPT, QUARANTINED, RawSplit, close_streams, split_raw
 from dynamix.features.instants import BARE_NUMBER
-from dynamix.features.quality import gate
+from dynamix.features.quality import gate, load_early
 from dynamix.features.raw import read_raw, undeclared_unit, unread_columns
 from dynamix.features.sessions import assign_sessions
 from dynamix.jobs.context import Run, StepResult
@@ -65,6 +65,7 @@ def ingest(run: Run, *, events: str, allow_empty: bool = False, rebuild: bool = 
     raw = read_raw(run.spark, events, config=config)
     split = split_raw(raw, config=config, run_id=run.run_id, until=datetime.combine(run.run_date, time()))
     result = StepResult(warnings=_unread_warning(raw, config))
+    load_early()
     with _kept_in_memory(split.judged):
         tally = _tally(split)
         _refuse_bad_source(tally, events, config, allow_empty=allow_empty)
@@ -76,9 +77,10 @@ def ingest(run: Run, *, events: str, allow_empty: bool = False, rebuild: bool = 
             capped = cap_dwell(settled, caps=caps)
             finished = capped.drop("unknown_stream")
             if tally.kept:
-                _pass_gate(run, finished, result)
+                _pass_gate(run, finished, tally, result)
                 _describe(capped, config, tally, result)
-            _write(run, finished, split.quarantine, result, caps, calendar, definition, rebuild=rebuild)
+            quarantine = split.quarantine if tally.quarantined else split.quarantine.limit(0)
+            _write(run, finished, quarantine, result, caps, calendar, definition, rebuild=rebuild)
     return result
 
 
@@ -144,12 +146,17 @@ def _caps(run: Run, settled: DataFrame, tally: Tally) -> tuple[dict[str, int], C
     return {row["stream"]: row["cap_ms"] for row in sorted(rows)}, calendar
 
 
-def _pass_gate(run: Run, finished: DataFrame, result: StepResult) -> None:
+def _pass_gate(run: Run, finished: DataFrame, tally: Tally, result: StepResult) -> None:
     until = datetime.combine(run.run_date, time())
     late = (F.col("event_ts") >= F.lit(until)) | (F.col("ingest_ts") >= F.lit(until))
     report = gate(
         finished, EVENTS, extra=_event_rules(run.config) | {"every row is before the run date": late}
     )
+    if report.metrics.get("rows", tally.kept) != tally.kept:
+        raise DynamixError(
+            f"{report.metrics['rows']} events came of {tally.kept} kept rows; the source changed while it was "
+            "read, run again"
+        )
     result.metrics["quality_expectations"] = float(len(report.results.get("results", ())))
     if not report.success:
         raise GuardError(
@@ -220,6 +227,7 @@ def _write(
     result.tables[EVENTS.name] = place.replace(
         spark, EVENTS, finished, metadata=note,
         allow_empty=result.counters["rows_read"] == 0, definition=definition,
+        empty=result.counters["rows_kept"] == 0,
     )  # fmt: skip
 
 

@@ -42,8 +42,11 @@ SETTINGS: dict[str, str] = {
     "spark.driver.host": "127.0.0.1",
     "spark.sql.catalogImplementation": "in-memory",  # no Derby folder in the caller's directory
 }
-JVM_FLAGS = "-XX:TieredStopAtLevel=1 -XX:+UseParallelGC"
-"""A verb lives a minute: the optimising compiler would take the cores for longer than it pays back."""
+JVM_FLAGS = "-XX:TieredStopAtLevel=1 -XX:+UseParallelGC -XX:-DontCompileHugeMethods"
+"""A verb lives a minute: the optimising compiler would take the cores for longer than it pays back.
+
+Judging a raw row is one generated method of more than 8,000 bytes, which Java else interprets for ever.
+"""
 _LOG4J = """status = error
 rootLogger.level = error
 rootLogger.appenderRef.file.ref = file

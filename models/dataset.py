@@ -176,12 +176,50 @@ def load_rows(
             raise InputError(
                 f"training_rows: columns {missing} are missing; run `dynamix train` to write them anew"
             )
-        table = data.to_table(columns=list(wanted)).combine_chunks()
+        known = (
+            surfaces if surfaces is not None else _vocabulary(data.to_table(columns=["surface"])["surface"])
+        )
+        parts = [
+            rows_from_table(part, heads=heads, item_buckets=item_buckets, surfaces=known, in_order=True)
+            for part in _pieces(data, list(wanted))
+        ]
     except (FileNotFoundError, pa.ArrowInvalid) as trouble:
         raise EnvironmentTrouble(
             f"training rows cannot be read: {trouble}; run `dynamix train` again"
         ) from trouble
-    return rows_from_table(table, heads=heads, item_buckets=item_buckets, surfaces=surfaces)
+    return sorted_rows(joined(parts))
+
+
+def _pieces(data: pads.Dataset, columns: list[str]) -> Iterator[pa.Table]:
+    """The files one after another, so that strings of one file at a time are in memory; an empty one at least."""
+    empty = True
+    for fragment in data.get_fragments():
+        table = fragment.to_table(schema=data.schema, columns=columns)
+        if table.num_rows:
+            empty = False
+            yield table.combine_chunks()
+    if empty:
+        yield data.schema.empty_table().select(columns)
+
+
+def joined(parts: Sequence[JaggedRows]) -> JaggedRows:
+    """Rows of several parts one after another; all share surfaces and heads."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    sizes = np.cumsum([0, *[p.tokens for p in parts[:-1]]])
+    offsets = np.concatenate(
+        [[0], *[p.offsets[1:] + start for p, start in zip(parts, sizes, strict=True)]]
+    ).astype(np.int64)
+    names = (*_PER_ROW, *EVENT_FIELDS)
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
+    labels = {head: np.concatenate([p.labels[head] for p in parts]) for head in first.labels}
+    return replace(first, offsets=offsets, labels=labels, **arrays)
+
+
+def sorted_rows(rows: JaggedRows) -> JaggedRows:
+    """The rows in their order: user hash, time, impression hash."""
+    return rows.take(np.lexsort((rows.impression_hash, rows.event_us, rows.user)))
 
 
 def rows_from_table(
@@ -218,7 +256,7 @@ def rows_from_table(
         surfaces=known,
         **events,
     )
-    return rows if in_order else rows.take(np.lexsort((rows.impression_hash, rows.event_us, rows.user)))
+    return rows if in_order else sorted_rows(rows)
 
 
 def _events(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -31,7 +32,7 @@ class Frame:
     def __init__(self, batches: Sequence[Any]) -> None:
         self.batches = batches
 
-    def mapInArrow(self, work: Any, schema: str) -> Frame:  # noqa: N802
+    def mapInArrow(self, work: Any, schema: str) -> Frame:
         return Frame([out for batch in self.batches for out in work(iter([batch]))])
 
     def collect(self) -> list[dict[str, Any]]:
@@ -125,7 +126,9 @@ def test_events_of_a_day_and_later_change_nothing_before(day: int, cell: int, n:
 
 def test_events_of_the_last_seven_days_are_counted_at_each_midnight() -> None:
     rng = np.random.default_rng(0)
-    user: list[Event] = [(int(d), int(rng.integers(2)), int(rng.integers(1, 4))) for d in rng.integers(0, 20, 30)]
+    user: list[Event] = [
+        (int(d), int(rng.integers(2)), int(rng.integers(1, 4))) for d in rng.integers(0, 20, 30)
+    ]
     days = day_table(count_block(batch_of([user])), TWO, 21)
     for day in range(21):
         assert days.week[0, day] == sum(n for d, _, n in user if day - 7 <= d < day)
@@ -142,7 +145,9 @@ def test_the_activity_border_is_the_median_week_of_users_with_enough_events() ->
 CALENDAR = build_calendar(date(2024, 1, 21), first_event=datetime(2024, 1, 1, 5))
 
 
-def rows_of(users: Sequence[Sequence[Event]], rule: Rule = RULE, mixture: Mixture = TWO) -> list[dict[str, Any]]:
+def rows_of(
+    users: Sequence[Sequence[Event]], rule: Rule = RULE, mixture: Mixture = TWO
+) -> list[dict[str, Any]]:
     frame: Any = Frame([batch_of(users)])
     found: Any = histories(frame, mixture, rule=rule, calendar=CALENDAR)
     return list(found.collect())
@@ -165,19 +170,28 @@ def test_rows_partition_the_days_and_repeat_the_state_of_every_midnight() -> Non
         assert [r["last"] for r in own] == [False] * (len(own) - 1) + [True]
         for day in range(21):
             now = first + timedelta(days=day)
-            (row,) = [r for r in own if r["valid_from"] <= now and (r["valid_to"] or datetime.max.replace(tzinfo=UTC)) > now]
+            (row,) = [
+                r
+                for r in own
+                if r["valid_from"] <= now and (r["valid_to"] or datetime.max.replace(tzinfo=UTC)) > now
+            ]
             assert row["component"] == component[u, day]
             assert row["tier"] == ("active" if active[u, day] else "passive")
         starts = [(r["valid_from"] - first).days for r in own[:-1]]
         assert [r["n_events"] for r in own] == [*events[u, starts], events[u, 20]]
-    assert len({r["component"] for r in rows}) == 3 and max(len([r for r in rows if r["user_id"] == f"u{u}"]) for u in range(12)) > 2
+    assert (
+        len({r["component"] for r in rows}) == 3
+        and max(len([r for r in rows if r["user_id"] == f"u{u}"]) for u in range(12)) > 2
+    )
 
 
 def test_neighbouring_rows_differ_in_segment_or_tier() -> None:
     rng = np.random.default_rng(5)
-    users = [[(int(d), int(rng.integers(2)), int(rng.integers(1, 9))) for d in range(0, 20, 2)] for _ in range(20)]
+    users = [
+        [(int(d), int(rng.integers(2)), int(rng.integers(1, 9))) for d in range(0, 20, 2)] for _ in range(20)
+    ]
     rows = rows_of(users)
-    for a, b in zip(rows, rows[1:], strict=False):
+    for a, b in itertools.pairwise(rows):
         if a["user_id"] == b["user_id"]:
             assert (a["component"], a["tier"]) != (b["component"], b["tier"])
 
@@ -192,7 +206,9 @@ def test_the_open_row_shows_the_posterior_of_the_run_date() -> None:
 
 def test_thinning_the_events_by_half_moves_few_confident_users() -> None:
     rng = np.random.default_rng(7)
-    mixture = Mixture(np.log(np.array([[0.6, 0.2, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]])), np.log(np.array([0.5, 0.5])))
+    mixture = Mixture(
+        np.log(np.array([[0.6, 0.2, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]])), np.log(np.array([0.5, 0.5]))
+    )
     kinds = rng.integers(0, 2, 300)
     full = np.array([rng.multinomial(60, np.exp(mixture.log_p[k])) for k in kinds])
     thin = rng.binomial(full, 0.5)

@@ -18,7 +18,16 @@ from dynamix.segmentation.bounds import (
     upper_noncentrality,
 )
 
-GRID = [(0.5, 1.0), (4.0, 1.0), (12.0, 6.0), (40.0, 6.0), (35.0, 21.5), (400.0, 330.0), (1e4, 6.0), (1e5, 60.0)]
+GRID = [
+    (0.5, 1.0),
+    (4.0, 1.0),
+    (12.0, 6.0),
+    (40.0, 6.0),
+    (35.0, 21.5),
+    (400.0, 330.0),
+    (1e4, 6.0),
+    (1e5, 60.0),
+]
 
 
 @pytest.mark.parametrize(("q", "dof"), GRID)
@@ -89,7 +98,9 @@ def test_entropy_is_that_of_a_coin() -> None:
     assert entropy(0.0) == entropy(1.0) == 0.0
 
 
-@pytest.mark.parametrize(("rate", "delta", "budget"), [(0.01, 0.10, 0.00088), (0.05, 0.10, 0.0012), (0.05, 0.2, 0.0048)])
+@pytest.mark.parametrize(
+    ("rate", "delta", "budget"), [(0.01, 0.10, 0.00088), (0.05, 0.10, 0.0012), (0.05, 0.2, 0.0048)]
+)
 def test_cell_budgets_are_those_of_the_method(rate: float, delta: float, budget: float) -> None:
     assert cell_budget(rate, delta) == pytest.approx(budget, rel=0.01)
     assert delta_for(rate, cell_budget(rate, delta)) == pytest.approx(delta)

@@ -132,7 +132,12 @@ def test_what_activity_explains_is_not_credited_to_the_stream() -> None:
 
 
 REPEATS = 300
-WORLDS = {"alone": (0.0, 0.0), "clustered": (0.0, 1.1), "effect": (0.12, 0.0), "clustered effect": (0.12, 1.1)}
+WORLDS = {
+    "alone": (0.0, 0.0),
+    "clustered": (0.0, 1.1),
+    "effect": (0.12, 0.0),
+    "clustered effect": (0.12, 1.1),
+}
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +167,9 @@ def test_relevance_is_unbiased_also_where_users_cluster(repeated: dict[str, Floa
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_one_sided_bounds_hold_in_nineteen_of_twenty_data_sets(repeated: dict[str, Floats], world: str) -> None:
+def test_one_sided_bounds_hold_in_nineteen_of_twenty_data_sets(
+    repeated: dict[str, Floats], world: str
+) -> None:
     _, lcb, ucb, true, _ = repeated[world].T
     assert (lcb <= true + 1e-12).mean() >= 0.92
     assert (ucb >= true - 1e-12).mean() >= 0.92
@@ -254,7 +261,9 @@ def test_shrinkage_pulls_noisy_effects_to_zero_and_leaves_certain_ones() -> None
     tau2 = sum(w * (0.09 - s * s) for w, s in zip(weight, [0.01, 0.01, 0.5], strict=True)) / sum(weight)
     keep = [tau2 / (tau2 + s * s) for s in (0.01, 0.01, 0.5)]
     assert mean == pytest.approx([0.3 * keep[0], -0.3 * keep[1], 0.3 * keep[2], 0.0])
-    assert sd == pytest.approx([math.sqrt(k) * s for k, s in zip(keep, (0.01, 0.01, 0.5), strict=True)] + [0.0])
+    assert sd == pytest.approx(
+        [math.sqrt(k) * s for k, s in zip(keep, (0.01, 0.01, 0.5), strict=True)] + [0.0]
+    )
     assert shrink(np.zeros(2), np.zeros(2))[0].tolist() == [0.0, 0.0]
 
 

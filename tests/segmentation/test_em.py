@@ -1,17 +1,22 @@
-"""EM over partitions: the same bits as one pass in memory, whatever the partitioning."""
+"""Counts that EM reads, and EM over partitions: the same bits as one pass in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from event_frames import START, event_frame
 from pyspark.sql import SparkSession
 from scipy import sparse
 
-from dynamix.segmentation.counts import INPUT, NEXT, OTHER, count_block
+from dynamix.config import Config
+from dynamix.contracts import N_DWELL_BINS
+from dynamix.features.calendar import build_calendar
+from dynamix.segmentation.counts import INPUT, NEXT, OTHER, count_block, user_counts
 from dynamix.segmentation.em import ALL, HALF_A, HALF_B, Candidate, fit, reduce_blocks, user_half
 from dynamix.segmentation.mixture import Mixture, e_step, initial, m_step
 
@@ -26,7 +31,7 @@ class Frame:
     def __init__(self, batches: Sequence[Any]) -> None:
         self.batches = batches
 
-    def mapInArrow(self, work: Any, schema: str) -> Frame:  # noqa: N802
+    def mapInArrow(self, work: Any, schema: str) -> Frame:
         return Frame([out for batch in self.batches for out in work(iter([batch]))])
 
     def collect(self) -> list[dict[str, Any]]:
@@ -132,19 +137,19 @@ def test_no_user_at_all_leaves_the_zero() -> None:
 @pytest.mark.spark
 def test_fit_on_spark_gives_the_same_bits_for_any_partitioning(spark: SparkSession) -> None:
     rows = world()
-    expected = fit(frame_of(rows, 1000), starts(rows), width=WIDTH, parts=(INPUT, NEXT), max_iter=4, prior=0.5)
-    records = [
-        (r["user_id"], [(e["day"], e["part"], e["cell"], e["n"]) for e in r["entries"]]) for r in rows
-    ]
+    expected = fit(
+        frame_of(rows, 1000), starts(rows)[3:6], width=WIDTH, parts=(INPUT, NEXT), max_iter=2, prior=0.5
+    )
+    records = [(r["user_id"], [(e["day"], e["part"], e["cell"], e["n"]) for e in r["entries"]]) for r in rows]
     stored = spark.createDataFrame(records, ENTRIES).persist()
     try:
-        for partitions in (1, 5):
+        for partitions in (1, 3):
             found = fit(
                 stored.repartition(partitions, "user_id"),
-                starts(rows),
+                starts(rows)[3:6],
                 width=WIDTH,
                 parts=(INPUT, NEXT),
-                max_iter=4,
+                max_iter=2,
                 prior=0.5,
             )
             assert same(found, expected)
@@ -158,3 +163,59 @@ def test_a_candidate_without_users_in_its_half_keeps_a_proper_mixture() -> None:
     found = fit(frame_of(rows, 10), [empty], width=WIDTH, parts=(INPUT,), max_iter=3, prior=0.5)[0]
     assert np.exp(found.mixture.log_p) == pytest.approx(np.full((2, WIDTH), 0.25))
     assert np.isfinite(found.loglik)
+
+
+DAY = 86_400
+STREAMS = [(0, "shop/view", False), (1, "shop/conversion", True), (2, "news/view", False)]
+
+
+def event_rows() -> list[dict[str, Any]]:
+    """Two users over 20 days: input window 2024-01-08 to 11, next window to 13; late and conversion events among them."""
+    rows: list[dict[str, Any]] = []
+    for day in range(20):
+        rows.append({"user_id": "a", "t": day * DAY + 50, "dwell_ms": 1500 * day or None})
+        rows.append({"user_id": "b", "t": day * DAY + 60, "surface": "news"})
+        rows.append({"user_id": "b", "t": day * DAY + 70, "event_type": "impression"})
+    rows.append(
+        {"user_id": "a", "t": 7 * DAY, "ingest": 9 * DAY + 5, "surface": "news"}
+    )  # known two days later
+    rows.append({"user_id": "a", "t": 8 * DAY, "surface": "unseen"})  # of no known stream
+    rows.append({"user_id": "a", "t": 20 * DAY + 1})  # on the run date
+    return rows
+
+
+def counted(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, int, int, int]]]:
+    """user -> sorted (day, part, cell, n), by a loop over the rows."""
+    calendar = build_calendar(date(2024, 1, 21), first_event=START)
+    edges = (0, 1, 2, 4, 8, 15, 30, 60, 120, 300, 900)
+    ids = {name: number for number, name, conversion in STREAMS if not conversion}
+    found: dict[str, dict[tuple[int, int, int], int]] = {}
+    for row in rows:
+        stream = f"{row.get('surface', 'shop')}/{row.get('event_type', 'view')}"
+        if row["t"] >= 20 * DAY or stream not in ids:
+            continue
+        at = START + timedelta(seconds=row["t"])
+        part = INPUT if at in calendar.segment_input else NEXT if at in calendar.next_window else OTHER
+        dwell = row.get("dwell_ms")
+        place = N_DWELL_BINS - 1 if dwell is None else sum(dwell > e * 1000 for e in edges)
+        key = (int(row.get("ingest", row["t"]) // DAY), part, ids[stream] * N_DWELL_BINS + place)
+        own = found.setdefault(row["user_id"], {})
+        own[key] = own.get(key, 0) + 1
+    return {u: sorted((*key, n) for key, n in own.items()) for u, own in found.items()}
+
+
+@pytest.mark.spark
+def test_counts_equal_a_loop_and_are_blind_to_conversions(spark: SparkSession) -> None:
+    calendar = build_calendar(date(2024, 1, 21), first_event=START)
+    streams = spark.createDataFrame(STREAMS, "stream_id int, stream string, is_conversion boolean")
+    plain = event_rows()
+    converted = plain + [
+        {"user_id": user, "t": day * DAY + 99, "event_type": "conversion", "dwell_ms": 700}
+        for user, day in (("a", 7), ("a", 9), ("b", 8), ("c", 8))
+    ]
+    found = []
+    for rows in (plain, converted):
+        counts = user_counts(event_frame(spark, rows), streams, config=Config(), calendar=calendar).collect()
+        found.append({r["user_id"]: [tuple(e) for e in r["entries"]] for r in counts})
+    assert found[0] == found[1] == counted(plain)
+    assert {part for entries in found[0].values() for _, part, _, _ in entries} == {INPUT, NEXT, OTHER}

@@ -58,13 +58,17 @@ def test_without_a_baseline_all_impressions_of_a_segment_are_alike() -> None:
 
 def test_an_unknown_surface_or_segment_gets_the_base_rate() -> None:
     r = rates()
-    new = pa.table({"surface": ["banner", "feed", "banner"], "position": [1, 77, None], "segment_id": [3, 3, 1]})
+    new = pa.table(
+        {"surface": ["banner", "feed", "banner"], "position": [1, 77, None], "segment_id": [3, 3, 1]}
+    )
     for kind in ("baseline", "none"):
         given = fit_given(r, kind=kind, n_segments=4)
         p = given.of(new, "click")
         total, y = r.n.sum(), r.positives["click"].sum()
         base = (y + 0.5) / (total + 1)
-        assert p[:2] == pytest.approx(base, rel=0.1 if kind == "none" else 1e-9)  # `none` shares a common shift
+        assert p[:2] == pytest.approx(
+            base, rel=0.1 if kind == "none" else 1e-9
+        )  # `none` shares a common shift
         own = r.segment == 1
         odds = given.offset["click"][1] + np.log(p[0] / (1 - p[0]))
         assert p[2] == pytest.approx(1 / (1 + np.exp(-odds)))
@@ -90,7 +94,12 @@ def test_the_fit_is_the_optimum_of_the_ridge_likelihood() -> None:
 
 def test_a_group_of_few_impressions_stays_near_the_base_rate() -> None:
     cell, offset = fit_additive(
-        np.array([0, 1]), np.array([0, 0]), np.array([10_000.0, 2.0]), np.array([500.0, 2.0]), width=2, n_segments=1
+        np.array([0, 1]),
+        np.array([0, 0]),
+        np.array([10_000.0, 2.0]),
+        np.array([500.0, 2.0]),
+        width=2,
+        n_segments=1,
     )
     p = 1 / (1 + np.exp(-(cell + offset[0])))
     assert p[0] == pytest.approx(0.05, abs=0.001)
@@ -98,6 +107,12 @@ def test_a_group_of_few_impressions_stays_near_the_base_rate() -> None:
 
 
 def test_a_head_with_one_positive_only_keeps_finite_logits() -> None:
-    r = Rates(["feed", "feed"], np.array([0, 1]), np.array([0, 1]), np.array([50.0, 50.0]), {"click": np.array([0.0, 1.0])})
+    r = Rates(
+        ["feed", "feed"],
+        np.array([0, 1]),
+        np.array([0, 1]),
+        np.array([50.0, 50.0]),
+        {"click": np.array([0.0, 1.0])},
+    )
     p = fit_given(r, kind="baseline", n_segments=2).of(frame_of(r), "click")
     assert np.isfinite(p).all() and 0 < p[0] < p[1] < 0.2

@@ -29,7 +29,7 @@ class Frame:
     def __init__(self, batches: Sequence[Any]) -> None:
         self.batches = batches
 
-    def mapInArrow(self, work: Any, schema: str) -> Frame:  # noqa: N802
+    def mapInArrow(self, work: Any, schema: str) -> Frame:
         return Frame([out for batch in self.batches for out in work(iter([batch]))])
 
     def collect(self) -> list[dict[str, Any]]:
@@ -134,9 +134,7 @@ def test_length_eta2_is_the_share_of_variance_between_segments() -> None:
     sums = np.array([[sum(1 for s in segment if s == k), 0, 0] for k in range(3)], float)
     for k in range(3):
         sums[k, 1:] = value[segment == k].sum(), (value[segment == k] ** 2).sum()
-    between = sum(
-        (segment == k).sum() * (value[segment == k].mean() - value.mean()) ** 2 for k in range(3)
-    )
+    between = sum((segment == k).sum() * (value[segment == k].mean() - value.mean()) ** 2 for k in range(3))
     assert length_eta2(sums) == pytest.approx(between / ((value - value.mean()) ** 2).sum())
     assert length_eta2(np.array([[10.0, 20.0, 40.0], [5.0, 10.0, 20.0]])) == 0.0  # all of one length
 

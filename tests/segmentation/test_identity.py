@@ -7,7 +7,15 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from dynamix.segmentation.identity import Identity, Previous, first_ids, id_map, match_ids, names, overlap_matrix
+from dynamix.segmentation.identity import (
+    Identity,
+    Previous,
+    first_ids,
+    id_map,
+    match_ids,
+    names,
+    overlap_matrix,
+)
 from dynamix.segmentation.mixture import Mixture
 
 P = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.2, 0.6]])

@@ -19,7 +19,9 @@ CONFIG = MaskConfig()
 RATE = 0.05
 
 
-def cell_sums(n: float, *, q: float = 0.0, deff: float = 1.0, presence: float = 1.0, tokens: float = 3.0) -> CellSums:
+def cell_sums(
+    n: float, *, q: float = 0.0, deff: float = 1.0, presence: float = 1.0, tokens: float = 3.0
+) -> CellSums:
     """A cell of n impressions with six independent channels of variance 1 and a block statistic of q."""
     w = n * RATE * (1 - RATE)
     a = np.zeros(D + 1)
@@ -130,4 +132,6 @@ def test_cells_that_pass_alone_are_limited_by_the_budget_of_all_together() -> No
     found = power_of(many, 0.001, CONFIG)
     assert all(n.decidable for n in found.needs)
     assert 0 < found.decidable < 200
-    assert found.token_share == pytest.approx(sum(1 + i / 1000 for i in range(200 - found.decidable, 200)) / (200 + 19.9))
+    assert found.token_share == pytest.approx(
+        sum(1 + i / 1000 for i in range(200 - found.decidable, 200)) / (200 + 19.9)
+    )

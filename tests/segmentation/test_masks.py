@@ -1,0 +1,363 @@
+"""The keep rule on made-up sums with known effects, its controls, and whether all drops together keep the budget."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from dynamix.config import MaskConfig
+from dynamix.contracts import CHANNELS
+from dynamix.features.relevance import FINE_BINS, WHOLE, C, CellSums, D, bin_centres
+from dynamix.segmentation import masks
+from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, support_needed
+from dynamix.segmentation.effects import block_quadratic, moments, whitening
+from dynamix.segmentation.masks import (
+    Cell,
+    Protection,
+    Statistics,
+    Verdict,
+    contradictions,
+    joint_bound,
+    judge,
+    population,
+)
+from dynamix.segmentation.rules import global_verdicts, keep_everything, random_verdicts
+
+Floats = npt.NDArray[np.float64]
+CONFIG = MaskConfig()
+RATE = 0.05
+_NORMAL = np.exp(-(bin_centres() ** 2) / 2)
+_NORMAL /= _NORMAL.sum()
+PLENTY = 3_000_000.0
+
+
+def cell_sums(
+    rng: np.random.Generator, n: float, effects: Mapping[str, float], *, deff: float = 1.0, tokens: float = 3.0,
+    presence: float = 1.0, censored: float = 0.0, bend: float = 0.0,
+) -> CellSums:  # fmt: skip
+    """Sums as n impressions of a stream would give whose channels are independent with variance 1.
+
+    effects are log-odds per SD by channel (`bend`: of the squared dwell); the score is drawn with its sampling
+    error, the spread between users with the error of as many users as positives.
+    """
+    w = n * RATE * (1 - RATE)
+    beta = np.array([effects.get(name, 0.0) for name in CHANNELS])
+    a = np.zeros(D + 1)
+    a[:C] = w * beta + rng.normal(size=C) * np.sqrt(deff * w)
+    users = int(max(n * RATE, 20))
+    root = np.tril(rng.normal(size=(D + 1, D + 1)), -1) + np.diag(
+        np.sqrt(rng.chisquare(users - np.arange(D + 1)))
+    )
+    share = w * _NORMAL
+    hist = np.zeros((4, FINE_BINS + 1))
+    hist[0, :-1], hist[3, :-1] = n * _NORMAL, share
+    mean = beta[0] * bin_centres() + bend * (bin_centres() ** 2 - 1)
+    hist[2, :-1] = share * mean + rng.normal(size=FINE_BINS) * np.sqrt(deff * share)
+    return CellSums(
+        n=n, positives=n * RATE, with_stream=n * RATE * presence, present=n * presence, tokens=n * tokens,
+        censored=n * tokens * censored, w=w, wx=np.zeros(D), wxx=w * np.eye(D), a=a,
+        aa=deff * w * root @ root.T / users, hist=hist,
+    )  # fmt: skip
+
+
+Plan = Mapping[Cell, Mapping[str, Any]]
+
+
+def statistics(plan: Plan, *, heads: tuple[str, ...] = ("conversion",), seed: int = 0) -> Statistics:
+    """Halves and thirds of every planned cell; a plan has `n`, `effects` (or one per head) and cell_sums' options."""
+    rng = np.random.default_rng(seed)
+    found: dict[tuple[int, str, str, int, int], CellSums] = {}
+    for (cell, options), head in itertools.product(plan.items(), heads):
+        options = dict(options)
+        n, effects = options.pop("n"), options.pop("effects", {})
+        effects = effects.get(head, effects)
+        for half in (0, 1):
+            parts = [cell_sums(rng, n / 6, effects, **options) for _ in range(3)]
+            for window, part in enumerate(parts):
+                found[*cell, head, half, window] = part
+            found[*cell, head, half, WHOLE] = parts[0] + parts[1] + parts[2]
+    return Statistics(found, heads)
+
+
+def by_cell(verdicts: list[Verdict]) -> dict[Cell, Verdict]:
+    return {(v.segment_id, v.stream): v for v in verdicts}
+
+
+STRONG: dict[str, Any] = {"n": PLENTY, "effects": {"dwell": 0.4}}
+NULL: dict[str, Any] = {"n": PLENTY}
+
+
+def test_a_null_cell_with_plenty_of_data_drops_and_a_strong_one_stays_by_its_channel() -> None:
+    plan = {(1, "strong"): STRONG, (1, "null"): NULL, (1, "seen"): {"n": PLENTY, "effects": {"match": 0.4}}}
+    found = by_cell(judge(statistics(plan), CONFIG))
+    assert {c[1]: v.verdict for c, v in found.items()} == {"strong": "keep", "null": "drop", "seen": "keep"}
+    assert found[1, "null"].reason.startswith("negligible: ")
+    assert all(c.passed for c in found[1, "null"].checks)
+    other = min(("strong", "seen"), key=lambda f: found[1, f].effect.relevance)
+    assert found[1, other].reason.startswith({"strong": "dwell: ", "seen": "match: "}[other])
+
+
+def test_the_channel_that_shows_the_effect_is_named() -> None:
+    for channel in CHANNELS:
+        plan = {(1, "most"): STRONG, (1, "f"): {"n": PLENTY, "effects": {channel: 0.2}}}
+        assert by_cell(judge(statistics(plan), CONFIG))[1, "f"].reason.startswith(f"{channel}: ")
+
+
+def test_a_rare_cell_is_undecided_for_too_little_support() -> None:
+    found = by_cell(
+        judge(statistics({(1, "strong"): STRONG, (1, "rare"): NULL | {"presence": 0.001}}), CONFIG)
+    )
+    assert found[1, "rare"].verdict == "undecided"
+    needed = next(c for c in found[1, "rare"].checks if c.rule == "support")
+    assert needed.value == pytest.approx(150) and needed.limit == pytest.approx(
+        29.3**2, rel=0.02
+    )  # (2.93/.1)² deff
+    assert found[1, "rare"].reason.startswith("too little support: 150 positives have the stream, 8")
+
+
+@pytest.mark.parametrize(
+    ("options", "rule", "words"),
+    [
+        ({"tokens": 0.0001}, "tokens", "too few tokens to matter"),
+        ({"censored": 0.6}, "censored", "too often censored: 60% of its events, at most 50%"),
+        ({"presence": 0.0005}, "support", "too little support"),
+        ({"n": 18_000.0}, "block", "may "),
+    ],
+)
+def test_each_rule_alone_leaves_a_null_cell_undecided(options: dict[str, Any], rule: str, words: str) -> None:
+    found = by_cell(judge(statistics({(1, "strong"): STRONG, (1, "f"): NULL | options}), CONFIG))
+    assert found[1, "f"].verdict == "undecided"
+    assert not next(c for c in found[1, "f"].checks if c.rule == rule).passed
+    assert found[1, "f"].reason.startswith(words)
+
+
+def test_a_u_shaped_cell_is_never_dropped() -> None:
+    plan = {(1, "strong"): STRONG, (1, "bent"): NULL | {"bend": 0.15}}
+    found = by_cell(judge(statistics(plan), CONFIG))[1, "bent"]
+    assert found.verdict == "keep" and found.reason.startswith("non-monotone: ")
+
+
+def test_protected_streams_stay_whatever_the_numbers() -> None:
+    plan = {(1, "strong"): STRONG, (1, "null"): NULL}
+    found = by_cell(judge(statistics(plan), CONFIG, protection=Protection(frozenset({"null"}))))
+    assert found[1, "null"].verdict == "keep" and found[1, "null"].reason.startswith("protected: ")
+
+
+def test_the_most_relevant_stream_of_each_segment_stays_even_if_all_are_null() -> None:
+    plan = {(g, f): NULL for g in (1, 2) for f in ("a", "b", "c")}
+    found = by_cell(judge(statistics(plan), CONFIG))
+    for g in (1, 2):
+        own = {f: found[g, f] for f in ("a", "b", "c")}
+        kept = [f for f, v in own.items() if v.verdict != "drop"]
+        assert kept == [max(own, key=lambda f: own[f].effect.relevance)]
+        assert own[kept[0]].reason.startswith("most relevant stream of its segment")
+
+
+def test_a_cell_must_pass_for_every_head() -> None:
+    plan = {
+        (1, "strong"): STRONG,
+        (1, "click"): {"n": PLENTY, "effects": {"click": {"count": 0.2}, "conversion": {"count": 0.0}}},
+        (1, "null"): NULL,
+    }
+    found = by_cell(judge(statistics(plan, heads=("click", "conversion")), CONFIG))
+    assert found[1, "null"].verdict == "drop"
+    assert found[1, "click"].verdict == "keep"
+    assert found[1, "click"].head == "click" and found[1, "click"].reason.endswith("for click")
+
+
+def test_relevance_in_two_of_three_windows_speaks_against_a_drop() -> None:
+    found = statistics({(1, "strong"): STRONG, (1, "null"): NULL})
+    assert contradictions(found, (1, "strong"), "conversion") == 3
+    assert contradictions(found, (1, "null"), "conversion") <= 1
+
+
+def test_cells_stay_once_the_budget_of_all_drops_is_spent() -> None:
+    plan = {(1, "strong"): STRONG | {"n": 100_000.0}} | {
+        (1, f"null{i:02d}"): {"n": 100_000.0} for i in range(40)
+    }
+    found = judge(statistics(plan), CONFIG)
+    dropped = [v for v in found if v.verdict == "drop"]
+    left = [v for v in found if v.reason.startswith("total budget: ")]
+    assert dropped and left
+    for v in [*dropped, *left]:
+        total = next(c for c in v.checks if c.rule == "total")
+        assert total.value <= total.limit == CONFIG.ne_budget
+        assert total.passed == (v.verdict == "drop")
+        assert all(c.passed for c in v.checks if c.rule != "total")
+
+
+def test_equal_losses_are_taken_in_the_order_of_tokens() -> None:
+    plan = {(1, f"s{i}"): {"n": PLENTY, "effects": {"dwell": 0.06}, "tokens": 2.0**i} for i in range(6)}
+    found = statistics(plan)
+    certified = joint_bound(found, "conversion", 0.002, eligible=frozenset(found.cells)).cells
+    assert certified and certified == {(1, f"s{i}") for i in range(6 - len(certified), 6)}
+
+
+def test_the_joint_bound_is_that_of_the_sum_on_the_other_half() -> None:
+    plan = {(g, f): {"n": 400_000.0 / g, "tokens": g + len(f)} for g in (1, 2) for f in ("a", "bb", "ccc")}
+    found = statistics(plan)
+    bound = joint_bound(found, "conversion", 1.0, eligible=frozenset(found.cells))
+    assert bound.cells == set(found.cells)
+    expected = []
+    for half in (0, 1):
+        parts = [light(found.of(c, "conversion", half=half)).quadratic for c in found.cells]
+        total = Quadratic(sum(p.q for p in parts), sum(p.trace for p in parts), sum(p.square for p in parts))
+        n, rate = population(found, "conversion", half=half)
+        assert (n, rate) == (pytest.approx(300_000), pytest.approx(RATE))
+        expected.append(total.upper() / (2 * n * entropy(rate)))
+    assert bound.loss == pytest.approx(max(expected))
+
+
+def test_halves_add_up_and_a_missing_half_is_the_other() -> None:
+    found = statistics({(1, "a"): {"n": 1000.0}})
+    both = found.of((1, "a"), "conversion")
+    halves = [found.of((1, "a"), "conversion", half=h) for h in (0, 1)]
+    assert both is not None and halves[0] is not None and halves[1] is not None
+    assert np.array_equal(both.pack(), halves[0].pack() + halves[1].pack())
+    one = Statistics({k: v for k, v in found.sums.items() if k[3] == 1}, found.heads)
+    alone = one.of((1, "a"), "conversion")
+    assert alone is not None and np.array_equal(alone.pack(), halves[1].pack())
+    assert one.of((1, "a"), "conversion", half=0) is None and one.of((2, "a"), "conversion") is None
+
+
+def test_pooling_adds_the_segments() -> None:
+    found = statistics({(g, f): {"n": 1000.0 * g} for g in (1, 2, 3) for f in ("a", "b")})
+    pooled = found.pooled()
+    assert pooled.cells == ((0, "a"), (0, "b"))
+    own = pooled.of((0, "a"), "conversion", window=2)
+    parts = [found.of((g, "a"), "conversion", window=2) for g in (1, 2, 3)]
+    assert own is not None and own.pack() == pytest.approx(sum(p.pack() for p in parts if p is not None))
+
+
+PLAN: Plan = {
+    **{(1, f): NULL | {"tokens": t} for f, t in (("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", 4.0))},
+    **{(2, f): NULL | {"tokens": t} for f, t in (("a", 2.0), ("b", 2.0), ("c", 2.0))},
+    (1, "z"): STRONG,
+    (2, "z"): STRONG,
+    (2, "d"): {"n": PLENTY, "effects": {"count": 0.3}},
+}
+
+
+def test_the_rule_none_keeps_every_cell_and_says_what_the_bound_would_do() -> None:
+    verdicts = judge(statistics(PLAN), CONFIG)
+    kept = keep_everything(verdicts)
+    assert {v.verdict for v in kept} == {"keep"}
+    assert [v.reason for v in kept] == [f"rule none: {v.reason}" for v in verdicts]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_rule_random_drops_no_more_tokens_than_the_bound_and_nearly_as_many(seed: int) -> None:
+    found = statistics(PLAN)
+    verdicts = judge(found, CONFIG)
+    protection = Protection(frozenset({"b"}))
+    drawn = random_verdicts(verdicts, found, seed=seed, protection=protection)
+    size = {(v.segment_id, v.stream): v.tokens for v in verdicts}
+    goal = sum(size[v.segment_id, v.stream] for v in verdicts if v.verdict == "drop")
+    spent = sum(size[v.segment_id, v.stream] for v in drawn if v.verdict == "drop")
+    assert goal - max(size.values()) < spent <= goal
+    assert all(v.verdict == "keep" for v in drawn if v.stream == "b")
+    assert {v.segment_id for v in drawn if v.verdict == "keep"} == {1, 2}
+    assert drawn == random_verdicts(verdicts, found, seed=seed, protection=protection)
+
+
+def test_the_rule_random_differs_by_seed_and_spares_the_last_stream_of_a_segment() -> None:
+    found = statistics(PLAN)
+    verdicts = judge(found, CONFIG)
+    drawn = {
+        tuple(v.verdict for v in random_verdicts(verdicts, found, seed=s, protection=Protection()))
+        for s in range(6)
+    }
+    assert len(drawn) > 1
+    lone = statistics({(1, "a"): NULL, (1, "b"): NULL, (2, "a"): NULL | {"tokens": 0.5}})
+    judged = judge(lone, CONFIG)
+    for seed in range(6):
+        left = [
+            v
+            for v in random_verdicts(judged, lone, seed=seed, protection=Protection())
+            if v.verdict == "keep"
+        ]
+        assert {v.segment_id for v in left} == {1, 2}
+
+
+def test_the_rule_global_gives_every_segment_the_same_verdict() -> None:
+    found = statistics(PLAN)
+    verdicts = by_cell(global_verdicts(found, CONFIG, protection=Protection()))
+    assert set(verdicts) == set(found.cells)
+    assert verdicts[1, "a"].verdict == verdicts[2, "a"].verdict == "drop"
+    assert verdicts[1, "d"].verdict == verdicts[2, "d"].verdict == "keep"  # relevant in one segment only
+    assert verdicts[1, "z"].reason.startswith("one mask for all: ")
+
+
+def light(sums: CellSums | None) -> Any:
+    """The part of `effect` that the joint bound reads, without the bounds that it does not."""
+    assert sums is not None
+    s, information, variance = moments(sums)
+    basis = whitening(information, sums.w)
+    return SimpleNamespace(quadratic=block_quadratic(basis.T @ s, basis.T @ variance @ basis))
+
+
+SHARES = np.array([0.35, 0.25, 0.20, 0.12, 0.08])
+
+
+def over_budget(
+    monkeypatch: pytest.MonkeyPatch, *, worlds: int, positives: float, sizes: list[float]
+) -> float:
+    """Share of worlds of 5 segments × 12 streams in which the certified drops truly cost more than the budget.
+
+    A cell's true loss is w β²/(2 N H). A cell is eligible, as in `judge`, if block bound and support hold on all users.
+    """
+    over = 0
+    for seed in range(worlds):
+        rng = np.random.default_rng(seed)
+        known: dict[int, Any] = {}
+        monkeypatch.setattr(masks, "effect", lambda s, known=known: known.setdefault(id(s), light(s)))
+        total, sums, truth = positives / RATE, {}, {}
+        for g, f in itertools.product(range(5), range(12)):
+            cell, beta, n = (g + 1, f"s{f:02d}"), float(rng.choice(sizes)), total * SHARES[g]
+            truth[cell] = cell_budget(RATE, beta) * SHARES[g]
+            effects, tokens = {str(rng.choice(CHANNELS)): beta}, float(rng.lognormal())
+            for half in (0, 1):
+                sums[*cell, "conversion", half, WHOLE] = cell_sums(rng, n / 2, effects, tokens=tokens)
+        found = Statistics(sums, ("conversion",))
+        eligible = set()
+        for cell in found.cells:
+            both = found.of(cell, "conversion")
+            assert both is not None
+            q = light(both).quadratic
+            fits = q.upper() / (2 * both.n * entropy(RATE)) <= cell_budget(RATE, CONFIG.delta)
+            if fits and both.with_stream >= support_needed(CONFIG.delta, q.trace / C, support=CONFIG.support):
+                eligible.add(cell)
+        bound = joint_bound(found, "conversion", CONFIG.ne_budget, eligible=frozenset(eligible))
+        over += sum(truth[c] for c in bound.cells) > CONFIG.ne_budget
+    return over / worlds
+
+
+def test_all_drops_together_exceed_the_budget_in_at_most_one_of_twenty_worlds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    share = over_budget(
+        monkeypatch,
+        worlds=200,
+        positives=20_000,
+        sizes=[0.0, 0.0, 0.0, 0.0, 0.02, 0.02, 0.05, 0.05, 0.1, 0.2],
+    )
+    assert share <= 0.05
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="cells become eligible by their bound on all users, the half that bounds the total included: where most "
+    "effects lie just under delta the lucky ones pass and the total is bounded too low (23 % of worlds)",
+)
+def test_the_budget_also_holds_where_every_effect_is_just_under_delta(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (
+        over_budget(monkeypatch, worlds=80, positives=20_000, sizes=[0.09]) <= 0.05 + 3 * (0.0475 / 80) ** 0.5
+    )
