@@ -18,6 +18,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import dynamix
+import dynamix.features
+import dynamix.jobs
+import dynamix.models
+import dynamix.segmentation
 from dynamix.contracts import RUN_LOG
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.context import Run, StepResult
@@ -44,11 +48,6 @@ class Step:
 def source_hash() -> str:
     """SHA-256 over the package's own Python and template files, so that new code runs its steps again."""
     digest = hashlib.sha256(dynamix.__version__.encode())
-    import dynamix.features
-    import dynamix.jobs
-    import dynamix.models
-    import dynamix.segmentation
-
     roots = [dynamix, dynamix.features, dynamix.segmentation, dynamix.models, dynamix.jobs]
     for package in roots:
         folder = Path(str(package.__file__)).parent

@@ -30,7 +30,6 @@ SETTINGS: dict[str, str] = {
     "spark.databricks.delta.snapshotPartitions": "1",  # Delta's default of 50 tasks per log read
     # Every file of a partition spans all users: minima and maxima per file cost a write and skip nothing.
     "spark.databricks.delta.properties.defaults.dataSkippingNumIndexedCols": "0",
-    "spark.databricks.delta.stats.skipping": "false",
     "spark.sql.ui.explainMode": "simple",  # the text of every plan is built even where nobody looks
     "spark.sql.maxPlanStringLength": "20000",
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "5",  # VACUUM else starts 10,000 tasks

@@ -21,6 +21,11 @@ Cell = tuple[int, str]
 """(segment_id, stream)"""
 BOTH = 2
 Z95 = 1.645
+EFFECT_RULES = ("block", "equivalence", "curvature", "windows")
+SHOWN_SHARE = 0.25
+"""An effect shown by the ordering half counts from this share of the cell's budget on; below it may go."""
+ORDER_WEIGHT = 0.25
+"""Weight of a cell's noise beside its estimated loss in the order of the joint bound."""
 MIN_STREAMS = 1
 """k_min: the most relevant streams of a segment that always stay."""
 
@@ -79,6 +84,11 @@ class Evidence:
     def failed(self) -> list[Check]:
         return [c for c in self.checks if not c.passed]
 
+    @property
+    def effect_decides(self) -> bool:
+        """True where every rule that does not read the effect is kept."""
+        return not any(c.rule not in EFFECT_RULES for c in self.failed())
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -107,9 +117,10 @@ def judge(
     """One verdict per cell, sorted by segment and stream."""
     evidence = {head: examine(statistics, head, config, protection) for head in statistics.heads}
     passing = {c for c in statistics.cells if all(c in e and not e[c].failed() for e in evidence.values())}
+    open_ = {c for c in statistics.cells if all(c in e and e[c].effect_decides for e in evidence.values())}
     bounds: dict[str, Joint] = {}
     for head in statistics.heads:
-        bounds[head] = joint_bound(statistics, head, config.ne_budget, eligible=frozenset(passing))
+        bounds[head] = joint_bound(statistics, head, config, eligible=frozenset(open_), wanted=passing)
         passing &= bounds[head].cells
     dropped = passing - _most_relevant(evidence)
     return [
@@ -136,9 +147,10 @@ def examine(
     for cell, mean, sd in zip(cells, means, sds, strict=True):
         bend = curvature(sums[cell], deff=effects[cell].deff)
         share = sums[cell].tokens / tokens[cell[0]] if tokens[cell[0]] else 0.0
+        limit = cell_budget(effects[cell].rate, config.delta)
         checks = _checks(
             effects[cell], bend, float(mean), float(sd), sums[cell], share, config,
-            contradictions(statistics, cell, head), cell[1] in protection.protected,
+            contradictions(statistics, cell, head, limit), cell[1] in protection.protected,
         )  # fmt: skip
         found[cell] = Evidence(effects[cell], bend, float(mean), float(sd), checks)
     return found
@@ -164,10 +176,10 @@ def _checks(
     )
 
 
-def contradictions(statistics: Statistics, cell: Cell, head: str) -> int:
-    """Thirds of the statistics period in which the cell's relevance is shown (lower bound above 0)."""
+def contradictions(statistics: Statistics, cell: Cell, head: str, limit: float) -> int:
+    """Thirds of the statistics period in which the relevance is shown to exceed `limit` (fraction of H)."""
     thirds = [statistics.of(cell, head, window=w) for w in (0, 1, 2)]
-    return sum(effect(s).lcb > 0 for s in thirds if s is not None and s.n > 0)
+    return sum(effect(s).lcb > limit for s in thirds if s is not None and s.n > 0)
 
 
 @dataclass(frozen=True)
@@ -178,20 +190,24 @@ class Joint:
     loss: float
 
 
-def joint_bound(statistics: Statistics, head: str, budget: float, *, eligible: frozenset[Cell]) -> Joint:
-    """A set of eligible cells whose total loss is bounded by the budget on users that did not order them.
+def joint_bound(
+    statistics: Statistics, head: str, config: MaskConfig, *, eligible: frozenset[Cell], wanted: set[Cell]
+) -> Joint:
+    """A set of cells whose total loss is bounded by the budget on users that did not choose them.
 
-    One half of the users orders the cells by estimated loss per token, the cheapest first. On the other half the
-    quadratic statistics are added along that fixed order; the upper bound of their sum over 2·N·H of that half
-    must stay within the budget, up to the first failure. The halves swap, and the set with fewer tokens is
-    published. `eligible` are the cells that pass every rule of their own. Source: docs/method.md A.7 rule 3.
+    One half of the users leaves out the cells whose effect it shows to be of weight, and orders the others by
+    estimated loss per token, the cheapest first. On the other half the quadratic statistics are added along that
+    fixed order; the upper bound of their sum over 2·N·H of that half must stay within the budget, up to the first
+    failure. The halves swap, and the set with fewer `wanted` tokens is published.
+    `eligible` may rest only on rules that read no effect: a cell that entered because all users together show
+    little of it would carry that luck into the half that bounds (docs/method.md A.7 rule 3).
     """
-    sets = [_certified(statistics, head, budget, eligible, order_on=half) for half in (0, 1)]
-    return min(sets, key=lambda joint: (_tokens(statistics, head, joint.cells), -joint.loss))
+    sets = [_certified(statistics, head, config, eligible, order_on=half) for half in (0, 1)]
+    return min(sets, key=lambda joint: (_tokens(statistics, head, joint.cells & wanted), -joint.loss))
 
 
 def _certified(
-    statistics: Statistics, head: str, budget: float, eligible: frozenset[Cell], *, order_on: int
+    statistics: Statistics, head: str, config: MaskConfig, eligible: frozenset[Cell], *, order_on: int
 ) -> Joint:
     price: dict[Cell, float] = {}
     losses: dict[Cell, Quadratic] = {}
@@ -200,7 +216,9 @@ def _certified(
         bounding = statistics.of(cell, head, half=1 - order_on)
         if ordering is not None and bounding is not None and ordering.tokens > 0:
             q = effect(ordering).quadratic
-            price[cell] = (max(q.estimate, 0.0) + np.sqrt(2.0 * q.square)) / ordering.tokens
+            if q.lower() > 0 and q.estimate > SHOWN_SHARE * _allowance(ordering, config.delta):
+                continue
+            price[cell] = (max(q.estimate, 0.0) + ORDER_WEIGHT * np.sqrt(2.0 * q.square)) / ordering.tokens
             losses[cell] = effect(bounding).quadratic
     n, rate = population(statistics, head, half=1 - order_on)
     scale = 2.0 * n * entropy(rate)
@@ -209,11 +227,17 @@ def _certified(
     for cell in sorted(price, key=lambda c: (price[c], c)):
         total = total + losses[cell]
         bound = total.upper() / scale if scale else float("inf")
-        if bound > budget:
+        if bound > config.ne_budget:
             break
         taken.append(cell)
         loss = bound
     return Joint(frozenset(taken), loss)
+
+
+def _allowance(sums: CellSums, delta: float) -> float:
+    """The cell's budget in units of the quadratic statistic: ε_cell · 2nH."""
+    rate = sums.positives / sums.n
+    return cell_budget(rate, delta) * 2.0 * sums.n * entropy(rate)
 
 
 def _tokens(statistics: Statistics, head: str, cells: frozenset[Cell]) -> float:

@@ -27,7 +27,13 @@ from dynamix.models.registry import CHALLENGER, CHAMPION, RANKER, SEGMENTER, Reg
 
 pytestmark = [pytest.mark.spark, pytest.mark.e2e]
 
-SMALL = ("train.epochs=1", "train.bootstrap=50", "mask.ne_budget=0.05", "mask.delta=0.6", "segmentation.k_max=4")
+SMALL = (
+    "train.epochs=1",
+    "train.bootstrap=50",
+    "mask.ne_budget=0.05",
+    "mask.delta=0.6",
+    "segmentation.k_max=4",
+)
 
 
 def open_world(
@@ -173,7 +179,9 @@ def test_without_a_conversion_features_and_segments_are_written_and_masks_are_re
     source = tmp_path / "none"
     (source / "events").mkdir(parents=True)
     pq.write_table(table.filter(pc.field("event_type") != "conversion"), source / "events" / "part.parquet")
-    (source / "dynamix.yaml").write_text((world / "dynamix.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    (source / "dynamix.yaml").write_text(
+        (world / "dynamix.yaml").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     run = open_world(spark, source, tmp_path / "warehouse", *SMALL, "segmentation.control=one")
     with pytest.raises(GuardError, match="no positive label for conversion") as refused:
         run_all(run, events=str(source))

@@ -1,0 +1,92 @@
+"""The warehouse: replacement of ranges, refusals, pinned versions and their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from dynamix.contracts import Column, Table
+from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError, InputError
+from dynamix.features.tables import Warehouse
+
+pytestmark = pytest.mark.spark
+
+THING = Table(
+    "streams",  # a name that the warehouse knows the writer of
+    key=("day", "id"),
+    partition_by=("day",),
+    columns=(
+        Column("day", "string", nullable=False),
+        Column("id", "int", nullable=False),
+        Column("size", "double", check="size >= 0"),
+    ),
+)
+
+
+def things(spark: SparkSession, *rows: tuple[str, int, float]) -> DataFrame:
+    return spark.createDataFrame(list(rows), "day string, id int, size double")
+
+
+def stored(spark: SparkSession, warehouse: Warehouse, version: int | None = None) -> list[tuple[str, int]]:
+    frame = warehouse.read(spark, THING.name, version=version)
+    return sorted((r["day"], r["id"]) for r in frame.collect())
+
+
+def test_a_range_is_replaced_and_the_rest_stays(spark: SparkSession, tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    warehouse.replace(spark, THING, things(spark, ("a", 1, 1.0), ("b", 2, 1.0)))
+    warehouse.replace(spark, THING, things(spark, ("b", 3, 1.0)), where="day = 'b'")
+    assert stored(spark, warehouse) == [("a", 1), ("b", 3)]
+
+
+def test_a_rerun_gives_the_same_rows_and_the_same_content_hash(spark: SparkSession, tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    rows = [("a", 1, 1.0), ("a", 2, 0.5)]
+    warehouse.replace(spark, THING, things(spark, *rows), where="day = 'a'")
+    first = warehouse.content_hash(spark, THING)
+    warehouse.replace(spark, THING, things(spark, *rows[::-1]), where="day = 'a'")
+    assert warehouse.content_hash(spark, THING) == first
+    assert stored(spark, warehouse) == [("a", 1), ("a", 2)]
+
+
+def test_refusals_leave_the_table_as_it_was(spark: SparkSession, tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    with pytest.raises(GuardError, match="run `dynamix features` first"):
+        warehouse.read(spark, THING.name)
+    version = warehouse.replace(spark, THING, things(spark, ("a", 1, 1.0)))
+    nothing = things(spark, ("a", 1, 1.0)).limit(0)
+    with pytest.raises(InputError, match="refusing to replace"):
+        warehouse.replace(spark, THING, nothing, where="day = 'a'")
+    with pytest.raises(InputError, match="lacks \\['size'\\]"):
+        warehouse.replace(spark, THING, things(spark, ("a", 1, 1.0)).drop("size"))
+    with pytest.raises(Exception, match=r"(?i)check|constraint"):
+        warehouse.replace(spark, THING, things(spark, ("a", 1, -1.0)))
+    with pytest.raises(Exception, match="REPLACE_WHERE"):
+        warehouse.replace(spark, THING, things(spark, ("b", 1, 1.0)), where="day = 'a'")
+    assert warehouse.version(spark, THING.name) == version
+    assert stored(spark, warehouse) == [("a", 1)]
+
+
+def test_another_definition_is_refused(spark: SparkSession, tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    warehouse.replace(spark, THING, things(spark, ("a", 1, 1.0)), definition="one")
+    with pytest.raises(ConfigError, match="definition"):
+        warehouse.replace(spark, THING, things(spark, ("a", 1, 1.0)), definition="two")
+
+
+def test_files_are_those_of_the_pinned_version_and_partition_only(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    warehouse = Warehouse(tmp_path)
+    pinned = warehouse.replace(spark, THING, things(spark, ("a", 1, 1.0), ("b", 2, 1.0)))
+    warehouse.replace(spark, THING, things(spark, ("a", 9, 1.0)), where="day = 'a'")
+    files = warehouse.files(spark, THING.name, version=pinned, where="day = 'a'")
+    ids = [i for f in files for i in pq.ParquetFile(f).read(columns=["id"])["id"].to_pylist()]
+    assert ids == [1]
+    for file in files:
+        Path(file).unlink()
+    with pytest.raises(EnvironmentTrouble, match="vacuumed"):
+        warehouse.files(spark, THING.name, version=pinned, where="day = 'a'")
