@@ -53,8 +53,8 @@ lint: setup .typing ## ruff and mypy --strict
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy -p dynamix
 
-notebooks: setup ## execute every notebook
-	@echo "no notebooks yet" >&2; exit 2
+notebooks: demo ## execute every notebook on the demo's warehouse
+	@for page in notebooks/*.py; do echo "$$page"; $(PY) "$$page"; done
 
 bundle: setup ## build and check the Databricks bundle
 	@echo "no bundle yet" >&2; exit 2

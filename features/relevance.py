@@ -27,8 +27,9 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 C = len(CHANNELS)
-NUISANCE = ("activity", "freshness", "history")
-"""Shared by all streams of an impression: ln(1 + kept events), −ln(1 + age of the newest one in s), 1 if any."""
+NUISANCE = ("activity", "freshness", "history", "given")
+"""Shared by all streams of an impression: ln(1 + kept events), −ln(1 + age of the newest one in s), 1 if any, and
+the logit of what is predicted without the history."""
 D = C + len(NUISANCE)
 FINE_BINS = 64
 """Equal bins of the dwell exposure over [−3, 3]; one more bin for impressions without a usable dwell."""
@@ -54,10 +55,10 @@ SIZE = sum(int(np.prod(shape)) for _, shape in _PARTS)
 class CellSums:
     """The mergeable state of one cell, head, user half and window.
 
-    x stacks the 6 channels of the stream and the 3 nuisance values of the whole history (9,). n impressions of the
+    x stacks the 6 channels of the stream and the 4 nuisance values of the impression (10,). n impressions of the
     segment, positives among them, with_stream = positives that have the stream, present = impressions that have
-    it, tokens and censored = its kept events; w = Σ w, wx = Σ w x (9,), wxx = Σ w x xᵀ (9, 9); per user
-    a_u = (Σ x r, Σ r): a = Σ_u a_u (10,), aa = Σ_u a_u a_uᵀ (10, 10); hist (4, 65) = n, y, r, w by fine bin of the
+    it, tokens and censored = its kept events; w = Σ w, wx = Σ w x (10,), wxx = Σ w x xᵀ (10, 10); per user
+    a_u = (Σ x r, Σ r): a = Σ_u a_u (11,), aa = Σ_u a_u a_uᵀ (11, 11); hist (4, 65) = n, y, r, w by fine bin of the
     dwell exposure, the last bin being impressions without one (window WHOLE only).
     """
 
@@ -211,12 +212,13 @@ def relevance_kernel(
         half = np.asarray(frame.column("half").to_numpy(), np.int64)
         third = np.searchsorted(np.asarray(thirds_us), asked.ts_us, side="right")
         usable = _has_dwell(events, offsets, index, n_streams)
-        shared = nuisance(events, asked, offsets, index)
+        past = history_values(events, asked, offsets, index)
         keys: list[tuple[int, int, str, int, int]] = []
         rows: list[Floats] = []
         for head in heads:
             y = np.asarray(frame.column(f"label_{head}").to_numpy(), np.float64)
             p = given.of(frame, head)
+            shared = np.column_stack([past, logit(p)])
             for own in np.unique(segment):
                 for side in (0, 1):
                     chosen = (segment == own) & (half == side)
@@ -237,7 +239,13 @@ def relevance_kernel(
     return kernel
 
 
-def nuisance(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Floats:
+def logit(p: Floats) -> Floats:
+    """ln(p / (1 − p)), p kept within 1e-7 of its ends."""
+    inside = np.clip(p, 1e-7, 1 - 1e-7)
+    return np.asarray(np.log(inside) - np.log1p(-inside))
+
+
+def history_values(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Floats:
     """Activity, freshness and presence of the whole history (B, 3): what remains known when one stream goes.
 
     Without them a stream without any effect looks relevant, because active users have more of everything
@@ -245,7 +253,7 @@ def nuisance(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: I
     """
     length = np.diff(offsets)
     some = np.flatnonzero(length > 0)
-    result = np.zeros((len(length), len(NUISANCE)))
+    result = np.zeros((len(length), len(NUISANCE) - 1))
     result[:, 0] = np.log1p(length)
     newest = index[offsets[1:][some] - 1]
     result[some, 1] = -np.log1p((asked.ts_us[some] - events.ts_us[newest]) / 1e6)
@@ -269,7 +277,7 @@ def block_sums(
 ) -> Floats:  # fmt: skip
     """Packed `CellSums` of all streams (F, SIZE) from impressions sorted by user.
 
-    x (B, F, 6), shared (B, 3), y and p (B,), user (B,) codes, has_dwell (B, F) or None to leave the histogram empty.
+    x (B, F, 6), shared (B, 4), y and p (B,), user (B,) codes, has_dwell (B, F) or None to leave the histogram empty.
     """
     rows, n_streams, _ = x.shape
     r, w = y - p, p * (1.0 - p)

@@ -83,6 +83,12 @@ class Warehouse:
 
     def data_version(self, spark: SparkSession, name: str) -> int:
         """Newest commit that changed rows: compaction and property changes do not count."""
+        for path in sorted((self.root / name / "_delta_log").glob("[0-9]*.json"), reverse=True):
+            operation = _operation(path)
+            if operation is None:
+                break  # a log of another shape: let Delta say it, which is a Spark job
+            if operation not in _MAINTENANCE:
+                return int(path.stem)
         history = DeltaTable.forPath(spark, self.path(name)).history(50)
         rows = history.where(~F.col("operation").isin(*_MAINTENANCE)).select("version").limit(1).collect()
         return int(rows[0]["version"]) if rows else 0
@@ -202,6 +208,16 @@ class Warehouse:
     def content_hash(self, spark: SparkSession, table: Table, *, where: str = "true") -> str:
         """Order-independent hash of the rows without run ids and clock columns (docs: interface 6)."""
         return content_hash(self.read(spark, table.name).where(where), table)
+
+
+def _operation(commit: Path) -> str | None:
+    """Operation of a commit file, None where its first action does not say it."""
+    with commit.open(encoding="utf-8") as lines:
+        for line in lines:
+            info = json.loads(line).get("commitInfo")
+            if info is not None:
+                return cast("str | None", info.get("operation"))
+    return None
 
 
 def content_hash(frame: DataFrame, table: Table) -> str:

@@ -24,7 +24,7 @@ from dynamix.jobs.mask import newest_segments
 from dynamix.models.contest import GLOBAL, KEEP_ALL, MASKED
 from dynamix.models.dataset import JaggedRows, load_rows
 from dynamix.models.hashing import hash_ids
-from dynamix.models.serving import Cell, Preparation, Segmenter, StreamScale
+from dynamix.models.serving import Cell, Preparation, Segmenter, StreamScale, quota_grid
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,11 @@ class ArmRows:
 
 
 def build_arms(run: Run) -> ArmRows:
-    """Write and load the rows of keep-all, the newest mask version and the one-mask control, as far as they exist."""
+    """Write and load the rows of keep-all and the newest mask version; the control's rows are cut in memory.
+
+    `training_rows` holds what production trains on. The one-mask control is only compared, so its mask is laid
+    on the keep-all rows (`JaggedRows.under_mask`, the rule that serving uses).
+    """
     spark, warehouse = run.spark, run.warehouse
     events = seen_events(run)
     calendar = cycle_calendar(run, events)
@@ -70,6 +74,8 @@ def build_arms(run: Run) -> ArmRows:
     impressions = label_impressions(events, config=run.config).persist()
     try:
         for arm, version in versions.items():
+            if arm == GLOBAL:
+                continue
             run.note(f"train: rows of {arm} ({version})")
             frame = training_rows(
                 history, impressions, segments, None if arm == KEEP_ALL else mask_rows(run, version),
@@ -82,12 +88,20 @@ def build_arms(run: Run) -> ArmRows:
         impressions.unpersist()
     pinned = warehouse.version(spark, TRAINING_ROWS.name)
     assert pinned is not None  # just written; for the type checker
-    rows = {arm: (version, load_version(run, version, pinned=pinned)) for arm, version in versions.items()}
+    rows = {
+        arm: (version, load_version(run, version, pinned=pinned))
+        for arm, version in versions.items()
+        if arm != GLOBAL
+    }
+    scales = stream_scales(streams)
+    cells = {v: grid_cells(mask_rows(run, v)) for arm, v in versions.items() if arm != KEEP_ALL}
+    if GLOBAL in versions:
+        control = versions[GLOBAL]
+        rows[GLOBAL] = (control, rows[KEEP_ALL][1].under_mask(quota_grid(cells[control], scales)))
     top = max((int(r.segment.max(initial=COLD_SEGMENT)) for _, r in rows.values()), default=COLD_SEGMENT)
-    cells = {v: _cells(mask_rows(run, v)) for arm, v in versions.items() if arm != KEEP_ALL}
     top = max([top, *(c.segment_id for grid in cells.values() for c in grid)])
     return ArmRows(
-        rows=rows, calendar=calendar, table_version=pinned, streams=_scales(streams), n_segments=top + 1,
+        rows=rows, calendar=calendar, table_version=pinned, streams=scales, n_segments=top + 1,
         segment_version=newest, segmenter=_segmenter(run, newest), habits=_habits(stats), cells=cells,
     )  # fmt: skip
 
@@ -175,7 +189,8 @@ def load_truth(truth: Path | None) -> dict[str, np.ndarray[Any, Any]]:
     return {"impression_hash": ids[order], "p": table["p"].to_numpy()[order]}
 
 
-def _scales(streams: DataFrame) -> dict[str, StreamScale]:
+def stream_scales(streams: DataFrame) -> dict[str, StreamScale]:
+    """Id and dwell scale of every stream by name."""
     rows = streams.select("stream_id", "stream", "is_conversion", "has_dwell", "mu", "sigma").collect()
     return {
         str(r["stream"]): StreamScale(
@@ -194,7 +209,8 @@ def _habits(stats: DataFrame) -> dict[str, float]:
     return dict(zip(table["user_id"].to_pylist(), table["habit"].to_pylist(), strict=True))
 
 
-def _cells(grid: DataFrame) -> tuple[Cell, ...]:
+def grid_cells(grid: DataFrame) -> tuple[Cell, ...]:
+    """Rows of one mask version as plain cells, sorted."""
     rows = grid.select("segment_id", "tier", "stream", "quota", "boost").orderBy(
         "segment_id", "tier", "stream"
     )

@@ -50,6 +50,18 @@ class Cell:
     boost: float = 0.0
 
 
+def quota_grid(cells: Sequence[Cell], streams: Mapping[str, StreamScale]) -> NDArray[np.int32]:
+    """Newest events kept (G, 2, F) by segment, tier and stream id; what no cell names has no limit."""
+    n_segments = 1 + max((c.segment_id for c in cells), default=-1)
+    width = 1 + max((s.stream_id for s in streams.values()), default=-1)
+    table = np.full((n_segments, len(TIERS), width), _NO_LIMIT, np.int32)
+    for cell in sorted(cells, key=lambda c: c.tier != "*"):
+        if cell.stream in streams:
+            tiers: Any = slice(None) if cell.tier == "*" else TIERS.index(cell.tier)
+            table[cell.segment_id, tiers, streams[cell.stream].stream_id] = cell.quota
+    return table
+
+
 @dataclass(frozen=True)
 class Segmenter:
     """Mixture over streams × dwell bins: log emission (K, F·13), log prior (K,), and when a user stays cold.
@@ -86,13 +98,7 @@ class Preparation:
 
     def quotas(self) -> NDArray[np.int32]:
         """Newest events kept (G, 2, F) by segment, tier and stream; what no cell names has no limit."""
-        n_segments = 1 + max((c.segment_id for c in self.cells), default=-1)
-        table = np.full((n_segments, len(TIERS), self.width), _NO_LIMIT, np.int32)
-        for cell in sorted(self.cells, key=lambda c: c.tier != "*"):
-            if cell.stream in self.streams:
-                tiers: Any = slice(None) if cell.tier == "*" else TIERS.index(cell.tier)
-                table[cell.segment_id, tiers, self.streams[cell.stream].stream_id] = cell.quota
-        return table
+        return quota_grid(self.cells, self.streams)
 
     @property
     def width(self) -> int:

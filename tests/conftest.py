@@ -23,6 +23,8 @@ def spark() -> Iterator[SparkSession]:
     """The product's own session factory; started by the first test that asks, once a run."""
     from dynamix.jobs.session import get_spark
 
+    # thousands of tiny plans, each run once: the optimising compiler would never pay back
+    os.environ.setdefault("DYNAMIX_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
     session = get_spark("dynamix-tests")
     yield session
     session.stop()

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
+import runpy
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
@@ -20,13 +28,17 @@ from dynamix.errors import GuardError
 from dynamix.features import tables
 from dynamix.features.simulate import simulate
 from dynamix.features.tables import Warehouse
-from dynamix.jobs.context import Run, StepResult, new_run_id
+from dynamix.jobs.arm_rows import grid_cells, load_version, mask_rows, stream_scales
+from dynamix.jobs.cli import main
+from dynamix.jobs.context import Run, new_run_id
 from dynamix.jobs.run import STEPS, execute, run_all
 from dynamix.jobs.verbs import latest_run_date
 from dynamix.models.registry import CHALLENGER, CHAMPION, RANKER, SEGMENTER, Registry, find
+from dynamix.models.serving import quota_grid
 
 pytestmark = [pytest.mark.spark, pytest.mark.e2e]
 
+PROJECT = Path(__file__).resolve().parents[2]
 SMALL = (
     "train.epochs=1",
     "train.bootstrap=50",
@@ -56,9 +68,34 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@dataclass(frozen=True)
+class Cycle:
+    """A finished cycle: its second run, what the command line printed as JSON, and the steps it skipped."""
+
+    run: Run
+    outcome: dict[str, Any]
+    skipped: list[str]
+
+
+def readme_command(verb: str, **places: Path) -> list[str]:
+    """Arguments of `dynamix VERB …` as the README shows it, with EVENTS and W filled in."""
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    line = re.findall(rf"^dynamix ({verb} [^#\n]*)", text, flags=re.M)[0]
+    return [str(places.get(word, word)) for word in line.split()]
+
+
+def command(*arguments: str) -> dict[str, Any]:
+    """Outcome of a command that has to succeed."""
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        code = main([*arguments, "--json", "--quiet"])
+    outcome: dict[str, Any] = json.loads(shown.getvalue())
+    assert code == outcome["exit_code"] == 0, outcome["message"]
+    return outcome
+
+
 @pytest.fixture(scope="module")
-def cycle(spark: SparkSession, world: Path) -> tuple[Run, StepResult, list[str]]:
-    """The first run dies right after the masks are written; the second goes on and finishes."""
+def cycle(spark: SparkSession, world: Path) -> Cycle:
+    """The first run dies right after the masks are written; the README's own command goes on and finishes."""
     warehouse = world.parent / "warehouse"
     first = open_world(spark, world, warehouse, *SMALL)
 
@@ -72,24 +109,20 @@ def cycle(spark: SparkSession, world: Path) -> tuple[Run, StepResult, list[str]]
             run_all(first, events=str(world))
     finally:
         tables.commit_hooks.remove(die)
-    second = open_world(spark, world, warehouse, *SMALL)
-    result = run_all(second, events=str(world), truth=world / "truth_impressions")
+    settings = [part for value in SMALL for part in ("--set", value)]
+    line = readme_command("run", EVENTS=world, W=warehouse)
+    outcome = command(*line, *settings, "--truth", str(world / "truth_impressions"))
+    second = open_world(spark, world, warehouse, *SMALL, run_id=outcome["run_id"])
     log = second.warehouse.read(spark, "run_log").where(F.col("run_id") == second.run_id)
-    skipped = [r["step"] for r in log.where("status = 'skipped'").collect()]
-    return second, result, skipped
+    return Cycle(second, outcome, [r["step"] for r in log.where("status = 'skipped'").collect()])
 
 
-def test_a_killed_run_goes_on_from_the_last_finished_step(
-    cycle: tuple[Run, StepResult, list[str]],
-) -> None:
-    _, _, skipped = cycle
-    assert sorted(skipped) == ["features", "ingest", "segment"]
+def test_a_killed_run_goes_on_from_the_last_finished_step(cycle: Cycle) -> None:
+    assert sorted(cycle.skipped) == ["features", "ingest", "segment"] == sorted(cycle.outcome["skipped"])
 
 
-def test_every_table_is_there_and_keys_are_unique(
-    spark: SparkSession, cycle: tuple[Run, StepResult, list[str]]
-) -> None:
-    run = cycle[0]
+def test_every_table_is_there_and_keys_are_unique(spark: SparkSession, cycle: Cycle) -> None:
+    run = cycle.run
     for name, table in TABLES.items():
         frame = run.warehouse.read(spark, name)
         assert frame.columns == list(table.names), name
@@ -99,10 +132,8 @@ def test_every_table_is_there_and_keys_are_unique(
         assert rows == keys > 0, f"{name}: {rows} rows, {keys} keys"
 
 
-def test_the_mask_grid_is_full_and_every_verdict_has_its_sentence(
-    spark: SparkSession, cycle: tuple[Run, StepResult, list[str]]
-) -> None:
-    run, result, _ = cycle
+def test_the_mask_grid_is_full_and_every_verdict_has_its_sentence(spark: SparkSession, cycle: Cycle) -> None:
+    run, outcome = cycle.run, cycle.outcome
     masks = run.warehouse.read(spark, "masks")
     streams = run.warehouse.read(spark, "streams").count()
     live = run.warehouse.read(spark, "segment_registry").where("event <> 'death'").count()
@@ -110,27 +141,61 @@ def test_the_mask_grid_is_full_and_every_verdict_has_its_sentence(
         assert row["count"] == streams * live
     assert masks.where("length(reason) < 10").count() == 0
     assert masks.where("(verdict = 'drop') = keep").count() == 0
-    assert sum(result.verdicts.values()) == streams * live
+    assert sum(outcome["verdicts"].values()) == streams * live
 
 
 def test_the_ranker_is_registered_and_the_page_and_the_evidence_are_written(
-    cycle: tuple[Run, StepResult, list[str]],
+    cycle: Cycle,
 ) -> None:
-    run, result, _ = cycle
+    run, outcome = cycle.run, cycle.outcome
     registry = Registry(run.warehouse.private, "")
     assert find(registry, RANKER, CHALLENGER) is not None
     assert find(registry, SEGMENTER, CHALLENGER) is not None
-    assert result.facts["alias"] in {CHALLENGER, CHAMPION}
+    assert outcome["facts"]["alias"] in {CHALLENGER, CHAMPION}
     found = json.loads((run.folder / "evidence.json").read_text(encoding="utf-8"))
     assert {a["arm"] for a in found["arms"]} >= {"keep-all", "masked"}
     page = (run.warehouse.private / "report.html").read_text(encoding="utf-8")
     assert found["label_meaning"] in page and run.run_id in page
 
 
-def test_masked_rows_are_the_same_impressions_with_fewer_events(
-    spark: SparkSession, cycle: tuple[Run, StepResult, list[str]]
+def test_the_readme_s_other_commands_and_the_notebooks_work(
+    spark: SparkSession, world: Path, cycle: Cycle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = cycle[0]
+    warehouse = cycle.run.warehouse
+    page = warehouse.private / "report.html"
+    page.unlink()
+    command(*readme_command("report", W=warehouse.root))
+    assert page.stat().st_size > 10_000
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "events").symlink_to(world / "events")
+    outcome = command(*readme_command("init", EVENTS=tmp_path / "own"))
+    assert outcome["facts"]["missing"] == [] and (tmp_path / "own" / "dynamix.yaml").is_file()
+    monkeypatch.setenv("DYNAMIX_WAREHOUSE", str(warehouse.root))
+    pages = sorted((PROJECT / "notebooks").glob("[0-9]*.py"))
+    assert pages
+    for notebook in pages:
+        assert len(notebook.read_text(encoding="utf-8").splitlines()) < 80
+        runpy.run_path(str(notebook))
+
+
+def test_the_mask_laid_on_keep_all_rows_in_memory_gives_the_masked_rows(
+    spark: SparkSession, cycle: Cycle
+) -> None:
+    """The control arm's rows are made that way; the stored rows come from Spark."""
+    run = cycle.run
+    pinned = run.warehouse.version(spark, "training_rows")
+    assert pinned is not None
+    version = cycle.outcome["facts"]["mask_version"]
+    keep_all, masked = (load_version(run, v, pinned=pinned) for v in ("keep-all", version))
+    scales = stream_scales(run.warehouse.read(spark, "streams"))
+    cut = keep_all.under_mask(quota_grid(grid_cells(mask_rows(run, version)), scales))
+    assert cut.tokens < keep_all.tokens or not cycle.outcome["verdicts"]["drop"]
+    for name in ("offsets", "impression_hash", "stream", "item", "dwell_bin", "z", "rank", "match"):
+        assert np.array_equal(getattr(cut, name), getattr(masked, name)), name
+
+
+def test_masked_rows_are_the_same_impressions_with_fewer_events(spark: SparkSession, cycle: Cycle) -> None:
+    run = cycle.run
     rows = run.warehouse.read(spark, "training_rows").select(
         "mask_version", "impression_id", F.size("hist_stream").alias("n"), "label_conversion"
     )
@@ -144,9 +209,9 @@ def test_masked_rows_are_the_same_impressions_with_fewer_events(
 
 
 def test_a_second_run_changes_no_table_and_names_what_it_skips(
-    spark: SparkSession, world: Path, cycle: tuple[Run, StepResult, list[str]]
+    spark: SparkSession, world: Path, cycle: Cycle
 ) -> None:
-    run = cycle[0]
+    run = cycle.run
     names = [n for n in TABLES if n != "run_log"]
     before = {n: run.warehouse.version(spark, n) for n in names}
     again = open_world(spark, world, run.warehouse.root, *SMALL)
@@ -155,11 +220,9 @@ def test_a_second_run_changes_no_table_and_names_what_it_skips(
     assert {n: run.warehouse.version(spark, n) for n in names} == before
 
 
-def test_a_later_cycle_keeps_ids_and_adds_versions(
-    spark: SparkSession, world: Path, cycle: tuple[Run, StepResult, list[str]]
-) -> None:
+def test_a_later_cycle_keeps_ids_and_adds_versions(spark: SparkSession, world: Path, cycle: Cycle) -> None:
     """One day later on the same events: a new segment version whose ids are matched, and masks for it."""
-    run = cycle[0]
+    run = cycle.run
     later = Run(spark, run.warehouse, run.config, run.run_date + timedelta(days=1), new_run_id(), quiet=True)
     for verb in ("features", "segment"):
         execute(later, verb, skip=True)
@@ -194,8 +257,6 @@ def _part_of(source: Path, out: Path, keep: Callable[[str], bool]) -> Path:
     """A copy of imported events with some of the users."""
     table = pads.dataset(source / "events", format="parquet").to_table()
     chosen = [u for u in pc.unique(table["user_id"]).to_pylist() if u is not None and keep(u)]
-    import pyarrow as pa
-
     (out / "events").mkdir(parents=True)
     part = table.filter(pc.is_in(table["user_id"], value_set=pa.array(chosen)))
     pq.write_table(part, out / "events" / "part.parquet")

@@ -24,7 +24,8 @@ from dynamix.features.relevance import (
     bin_centres,
     block_sums,
     fine_bin,
-    nuisance,
+    history_values,
+    logit,
     position_code,
     relevance_kernel,
     thirds,
@@ -46,7 +47,7 @@ def impressions(rows: int = 40, streams: int = 2, seed: int = 0) -> dict[str, An
     x[:, :, CHANNELS.index("match")] = np.log1p(rng.integers(0, 2, (rows, streams)))
     return {
         "x": x,
-        "shared": rng.normal(size=(rows, 3)),
+        "shared": rng.normal(size=(rows, 4)),
         "y": (rng.random(rows) < 0.3).astype(float),
         "p": rng.uniform(0.1, 0.6, rows),
         "user": np.sort(rng.integers(0, 9, rows)),
@@ -186,8 +187,7 @@ def test_the_kernel_gives_the_sums_of_every_segment_half_and_window() -> None:
     offsets, index = kept_history(
         events, asked, per_stream=50, total=200, embargo_us=MINUTE, run_date_us=None
     )
-    logit = np.full((2, 52), -1.0)
-    given = Prediction(("feed",), {"click": logit}, {"click": np.array([0.0, 0.5, -0.5])})
+    given = Prediction(("feed",), {"click": np.full((2, 52), -1.0)}, {"click": np.array([0.0, 0.5, -0.5])})
     table = relevance_kernel(given, ("click",), 2, (25 * MINUTE, 50 * MINUTE))(events, asked, offsets, index)
     rows = {
         (r["segment_id"], r["stream_id"], r["half"], r["window"]): CellSums.unpack(r["sums"])
@@ -210,6 +210,7 @@ def test_the_kernel_gives_the_sums_of_every_segment_half_and_window() -> None:
     )
     p = 1 / (1 + math.exp(0.5))
     assert cell.w == pytest.approx(2 * p * (1 - p))
+    assert cell.wx[D - 1] == pytest.approx(cell.w * -0.5)  # the logit of the prediction is known anyway
     assert cell.a[CHANNELS.index("dwell")] == pytest.approx(0.5 * (1 - p) + 0.5 / 3 * (0 - p))
     assert cell.hist[0, fine_bin(np.array([0.5]))[0]] == 1
     quiet = rows[1, 0, 1, WHOLE]  # users b and c have no event of stream 0 and count all the same
@@ -218,15 +219,20 @@ def test_the_kernel_gives_the_sums_of_every_segment_half_and_window() -> None:
     assert sum(w.n for w in windows) == 3 and all(not w.hist.any() for w in windows)
 
 
-def test_nuisance_is_length_age_and_presence_of_the_whole_history() -> None:
+def test_the_history_values_are_length_age_and_presence_of_the_whole_history() -> None:
     events, asked = blocks()
     offsets, index = kept_history(
         events, asked, per_stream=50, total=200, embargo_us=MINUTE, run_date_us=None
     )
-    found = nuisance(events, asked, offsets, index)
+    found = history_values(events, asked, offsets, index)
     kept = [(1, 300), (3, 600), (4, 600), (0, 0), (1, 1800), (0, 0)]
     expected = [[math.log(1 + n), -math.log(1 + s), 1.0] if n else [0.0, 0.0, 0.0] for n, s in kept]
     assert found == pytest.approx(np.array(expected))
+
+
+def test_logit_inverts_the_logistic_function_and_stays_finite() -> None:
+    assert logit(np.array([0.5, 1 / (1 + math.exp(2.0))])) == pytest.approx([0.0, -2.0])
+    assert np.isfinite(logit(np.array([0.0, 1.0]))).all()
 
 
 def test_positions_are_clipped_and_unknown_ones_are_zero() -> None:

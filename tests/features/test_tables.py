@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 
 from dynamix.contracts import Column, Table
@@ -90,3 +91,16 @@ def test_files_are_those_of_the_pinned_version_and_partition_only(
         Path(file).unlink()
     with pytest.raises(EnvironmentTrouble, match="vacuumed"):
         warehouse.files(spark, THING.name, version=pinned, where="day = 'a'")
+
+
+def test_compaction_makes_a_version_but_no_change_of_rows(spark: SparkSession, tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    rows = [("a", n, 1.0) for n in range(8)]
+    warehouse.replace(spark, THING, things(spark, *rows).repartition(4))
+    path = warehouse.path(THING.name)
+    things(spark, ("a", 8, 1.0)).write.format("delta").mode("append").save(path)
+    before = warehouse.data_version(spark, THING.name)
+    assert before == warehouse.version(spark, THING.name)
+    DeltaTable.forPath(spark, path).optimize().executeCompaction()
+    assert (warehouse.version(spark, THING.name) or 0) > before
+    assert warehouse.data_version(spark, THING.name) == before

@@ -11,17 +11,18 @@ import numpy.typing as npt
 import pytest
 
 from dynamix.contracts import CHANNELS
-from dynamix.features.relevance import C, CellSums, D, block_sums
+from dynamix.features.relevance import NUISANCE, C, CellSums, D, block_sums, logit
 from dynamix.segmentation.bounds import entropy
 from dynamix.segmentation.effects import curvature, effect, moments, shrink, whitening
 
 Floats = npt.NDArray[np.float64]
+SHARED = len(NUISANCE)
 DWELL, MATCH = CHANNELS.index("dwell"), CHANNELS.index("match")
 _HERMITE, _WEIGHT = np.polynomial.hermite_e.hermegauss(40)
 
 
-def sigmoid(logit: Any) -> Any:
-    return 1.0 / (1.0 + np.exp(-np.asarray(logit)))
+def sigmoid(line: Any) -> Any:
+    return 1.0 / (1.0 + np.exp(-np.asarray(line)))
 
 
 def sums_of(x: Floats, y: Floats, user: Any, *, p: Any = None, shared: Any = None) -> CellSums:
@@ -30,7 +31,7 @@ def sums_of(x: Floats, y: Floats, user: Any, *, p: Any = None, shared: Any = Non
     return CellSums.unpack(
         block_sums(
             x[:, None, :],
-            np.zeros((rows, 3)) if shared is None else shared,
+            np.zeros((rows, SHARED)) if shared is None else shared,
             y,
             np.full(rows, y.mean()) if p is None else p,
             user,
@@ -49,9 +50,9 @@ def drawn(
     rng = np.random.default_rng(seed)
     user = np.repeat(np.arange(users), each)
     x = math.sqrt(0.8) * rng.normal(size=(users, C))[user] + math.sqrt(0.2) * rng.normal(size=(len(user), C))
-    logit = base + beta * x[:, DWELL]
-    y = (rng.random(len(user)) < sigmoid(logit + user_sd * rng.normal(size=users)[user])).astype(float)
-    truth = sigmoid(logit[:, None] + user_sd * _HERMITE) @ (_WEIGHT / _WEIGHT.sum())
+    line = base + beta * x[:, DWELL]
+    y = (rng.random(len(user)) < sigmoid(line + user_sd * rng.normal(size=users)[user])).astype(float)
+    truth = sigmoid(line[:, None] + user_sd * _HERMITE) @ (_WEIGHT / _WEIGHT.sum())
     return x, y, user, truth
 
 
@@ -59,8 +60,8 @@ def test_score_information_and_spread_are_those_of_the_efficient_score_on_the_da
     rng = np.random.default_rng(0)
     rows = 400
     user = np.sort(rng.integers(0, 60, rows))
-    shared = rng.normal(size=(rows, 3))
-    x = rng.normal(size=(rows, C)) + shared @ rng.normal(size=(3, C)) + 0.7
+    shared = rng.normal(size=(rows, SHARED))
+    x = rng.normal(size=(rows, C)) + shared @ rng.normal(size=(SHARED, C)) + 0.7
     y, p = (rng.random(rows) < 0.3).astype(float), rng.uniform(0.1, 0.5, rows)
     w, r = p * (1 - p), y - p
     known = np.column_stack([np.ones(rows), shared])
@@ -79,8 +80,8 @@ def test_score_and_information_are_derivatives_of_the_log_likelihood() -> None:
     centred = x[:, DWELL] - x[:, DWELL].mean()
 
     def loglik(beta: float) -> float:
-        logit = math.log(rate / (1 - rate)) + beta * centred
-        return float((y * logit - np.logaddexp(0, logit)).sum())
+        line = math.log(rate / (1 - rate)) + beta * centred
+        return float((y * line - np.logaddexp(0, line)).sum())
 
     s, information, _ = moments(sums_of(x, y, user))
     h = 1e-3
@@ -125,10 +126,27 @@ def test_what_activity_explains_is_not_credited_to_the_stream() -> None:
     activity = rng.normal(size=rows)
     x = rng.normal(size=(rows, C)) + activity[:, None]  # active users have more of everything
     y = (rng.random(rows) < sigmoid(-1.5 + 0.6 * activity)).astype(float)
-    shared = np.column_stack([activity, np.zeros((rows, 2))])
+    shared = np.column_stack([activity, np.zeros((rows, SHARED - 1))])
     assert effect(sums_of(x, y, np.arange(rows))).lcb > 0.01
     found = effect(sums_of(x, y, np.arange(rows), shared=shared))
     assert found.lcb == 0.0 and found.ucb < 0.002
+
+
+def test_exposure_that_follows_the_position_is_not_understated() -> None:
+    """x = position part + own part, and only the own part adds to what position predicts."""
+    rng = np.random.default_rng(7)
+    rows, beta = 100_000, 0.2
+    position, own = rng.normal(size=rows), rng.normal(size=rows)
+    x = np.zeros((rows, C))
+    x[:, DWELL] = 2 * position + own
+    p = sigmoid(-2.0 + 0.7 * position)
+    y = (rng.random(rows) < sigmoid(-2.0 + 0.7 * position + beta * own)).astype(float)
+    shared = np.column_stack([np.zeros((rows, SHARED - 1)), logit(p)])
+    blind = effect(sums_of(x, y, np.arange(rows), p=p))
+    found = effect(sums_of(x, y, np.arange(rows), p=p, shared=shared))
+    true = beta**2 * float(np.mean(p * (1 - p))) / (2 * found.h)
+    assert found.lcb < true < found.ucb
+    assert blind.ucb < true / 2  # five times the variance of x counts as if it had spoken
 
 
 REPEATS = 300
