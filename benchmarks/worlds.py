@@ -20,6 +20,7 @@ from dynamix.config import load_config
 from dynamix.features.simulate import bayes_segments, simulate
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.context import Run, new_run_id
+from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.mask import measure, newest_segments
 from dynamix.jobs.run import execute
 from dynamix.jobs.session import get_spark
@@ -92,14 +93,17 @@ def segment_quality(run: Run, world: Path, truth: pd.DataFrame) -> dict[str, Any
     counts = wide.reindex(truth["user_id"]).fillna(0).to_numpy(np.int64)
     optimal, _ = bayes_segments(mix.to_numpy(), share.to_numpy(), counts)
     confident = joined["segment_id"].fillna(0) > 0
-    fit_events = joined["n_events"].fillna(0)
+    calendar = cycle_calendar(run, seen_events(run))
+    start, end = calendar.segment_input.start, calendar.next_window.end
+    in_fit = events.where((F.col("event_ts") >= F.lit(start)) & (F.col("event_ts") < F.lit(end))).count()
     return {
         "users": len(truth),
         "ari": adjusted_rand_score(joined["true"], argmax),
         "bayes_ari": adjusted_rand_score(joined["true"], optimal),
         "coverage": float(confident.mean()),
         "confident_ari": adjusted_rand_score(joined["true"][confident], joined["segment_id"][confident]),
-        "events_per_user": float(fit_events.mean()),
+        "events_per_user": float(joined["n_events"].fillna(0).mean()),
+        "fit_events_per_user": in_fit / len(truth),
     }
 
 
@@ -137,7 +141,8 @@ def main(presets: list[str], folder: Path, users: int, seeds: list[int]) -> None
             found = measure_world(preset, folder, users=users, seed=seed)
             own, true = found["own"], found["true"]
             print(
-                f"{preset} seed {seed}: {found['users']:,} users, {found['events_per_user']:.0f} events a user; "
+                f"{preset} seed {seed}: {found['users']:,} users, {found['events_per_user']:.0f} events a user, "
+                f"{found['fit_events_per_user']:.0f} of them in the fit window; "
                 f"ARI {found['ari']:.3f} (Bayes-optimal {found['bayes_ari']:.3f}, ratio "
                 f"{found['ari'] / found['bayes_ari']:.3f}); coverage {found['coverage']:.3f}, ARI there "
                 f"{found['confident_ari']:.3f}"

@@ -145,7 +145,10 @@ def ne_change(data: ReportData) -> str:
 def _decision(e: Evidence) -> str:
     if not e.decision:
         return ""
-    return f" Decision: {e.decision}{f' ({e.reason})' if e.reason else ''}."
+    said = (
+        e.reason if e.reason.startswith(e.decision) else f"{e.decision}{f' ({e.reason})' if e.reason else ''}"
+    )
+    return f" Decision: {said}."
 
 
 # --- savings -------------------------------------------------------------------------------------

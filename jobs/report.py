@@ -150,7 +150,9 @@ def curves(data: ReportData) -> list[Figure]:
     names = {c.segment_id: c.segment_name for c in data.cells}
     figures = []
     for segment in sorted(names):
-        mine = [c for c in data.curves if c.segment_id == segment and c.label == data.label]
+        mine = [
+            c for c in data.curves if c.segment_id == segment and c.label == data.label and len(c.bins) > 2
+        ]
         mine.sort(key=lambda c: (-relevance.get((segment, c.stream), 0.0), c.stream))
         figures += [_curve(c, names[segment]) for c in mine[:CURVES_PER_SEGMENT]]
     return figures
@@ -166,7 +168,7 @@ def _curve(found: Curve, segment_name: str) -> Figure:
     base = sum(b.positives for b in bins) / n if n else None
     title = f"{found.stream}, segment {found.segment_id} ({segment_name})"
     svg = charts.curve(
-        rates, title=title, unit="mean dwell before the impression, short to long", base_rate=base
+        rates, title=title, unit="mean dwell in the stream before, SD of ln(1+dwell)", base_rate=base
     )
     return Figure(title, Markup(svg), f"{n:,} impressions")
 

@@ -12,14 +12,13 @@ from datetime import datetime, time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dynamix.contracts import TABLES
 from dynamix.errors import ConfigError
 from dynamix.features.calendar import build_calendar
-from dynamix.features.relevance import FINE_BINS, CellSums
+from dynamix.features.relevance import FINE_BINS, CellSums, bin_centres
 from dynamix.jobs.context import Run
 from dynamix.jobs.report_data import (
     Bin,
@@ -139,9 +138,12 @@ def _curves(run: Run, segment_version: str) -> tuple[Curve, ...]:
 
 
 def _bins(sums: CellSums) -> tuple[Bin, ...]:
-    """At most `CURVE_BINS` bins of about equal size from the fine ones, then the impressions without a dwell."""
+    """At most `CURVE_BINS` bins of about equal size from the fine ones, then the impressions without a dwell.
+
+    A bin is labelled by the mean dwell of its impressions, in standard deviations of ln(1 + dwell).
+    """
     n, y = sums.hist[0], sums.hist[1]
-    shown, edges = n[:FINE_BINS], np.linspace(-3.0, 3.0, FINE_BINS + 1)
+    shown, centres = n[:FINE_BINS], bin_centres()
     bins = []
     share = shown.sum() / CURVE_BINS
     start = 0
@@ -149,9 +151,8 @@ def _bins(sums: CellSums) -> tuple[Bin, ...]:
         enough = shown[start:stop].sum() >= share and shown[stop:].sum() >= share / 2
         if (enough or stop == FINE_BINS) and shown[start:stop].sum() > 0:
             inside = shown[start:stop]
-            filled = np.flatnonzero(inside)
-            label = f"{edges[start + filled[0]]:+.1f}…{edges[start + filled[-1] + 1]:+.1f}"
-            bins.append(Bin(label, int(inside.sum()), int(y[start:stop].sum())))
+            mean = float(inside @ centres[start:stop] / inside.sum())
+            bins.append(Bin(f"{mean:+.1f}", int(inside.sum()), int(y[start:stop].sum())))
             start = stop
     if n[FINE_BINS] > 0:
         bins.append(Bin("none", int(n[FINE_BINS]), int(y[FINE_BINS])))

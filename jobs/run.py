@@ -60,7 +60,8 @@ STEPS: dict[str, Step] = {
 def execute(run: Run, verb: str, *, skip: bool, source: str | None = None, **options: Any) -> StepResult:
     """Run one step, or skip it; its row of the run log is written either way, also when it fails."""
     step = STEPS[verb]
-    mark = fingerprint(run, step, source=source, extra=(f"{k}={v}" for k, v in options.items()))
+    given = (f"{k}={v}" for k, v in options.items() if v)  # an option that is off is an option not given
+    mark = fingerprint(run, step, source=source, extra=given)
     if skip and is_done(run, step, mark):
         run.note(f"{verb}: skipped, inputs, config and code unchanged")
         skipped = StepResult(skipped=[verb])
@@ -107,6 +108,6 @@ def merge(total: StepResult, part: StepResult) -> None:
     total.metrics.update(part.metrics)
     total.counters.update(part.counters)
     total.verdicts.update(part.verdicts)
-    total.warnings.extend(part.warnings)
+    total.warnings.extend(w for w in part.warnings if w not in total.warnings)
     total.skipped.extend(part.skipped)
     total.facts.update(part.facts)

@@ -152,7 +152,8 @@ def evidence(
         "mask_gate": decision.masks, "ranker_gate": decision.ranker, "winner": decision.winner.name,
         "segment_deltas": segment_report(contest, config=config), "pinned": {"training_rows": arms.table_version},
         "segment_version": arms.segment_version, "config_hash": run.config.digest(),
-        "train_rows": len(contest.arms[KEEP_ALL].rows.select("train")), "epochs": config.epochs,
+        "train_rows": len(contest.arms[KEEP_ALL].rows.select("train")),
+        "epochs": len(contest.arms[KEEP_ALL].best().epochs),
         "test_rows_warm": int((tests[KEEP_ALL].rows.segment > 0).sum()),
         "calendar_lost": list(arms.calendar.lost),
     }  # fmt: skip

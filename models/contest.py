@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dynamix.config import TrainConfig
 from dynamix.errors import GuardError
 from dynamix.models.baselines import Baseline, fit_logistic
+from dynamix.models.batch import EVENT_FIELDS
 from dynamix.models.dataset import JaggedRows
 from dynamix.models.evidence import (
     Delta,
@@ -82,6 +83,7 @@ def scored_rows(rows: JaggedRows, head: str, p: Floats) -> Scored:
 
 
 def predicted(trained: Sequence[TrainedArm], rows: JaggedRows, *, batch_size: int) -> Part:
+    """Each training's predictions of every head on these rows."""
     each = [predict(t.model, rows, batch_size=batch_size) for t in trained]
     return Part(rows, {head: np.stack([p[head] for p in each]) for head in each[0]})
 
@@ -103,6 +105,13 @@ def same_rows(rows: Mapping[str, JaggedRows]) -> None:
             )
 
 
+def same_histories(a: JaggedRows, b: JaggedRows) -> bool:
+    """True iff two arms over the same impressions keep the same events (`same_rows` has been checked)."""
+    return np.array_equal(a.offsets, b.offsets) and all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in EVENT_FIELDS
+    )
+
+
 def hold(
     arms: Mapping[str, tuple[str, JaggedRows]],
     *,
@@ -121,9 +130,15 @@ def hold(
     heads = tuple(keep_all.labels)
     train = keep_all.select("train").cap_users(config.max_rows)
     baselines = {head: fit_logistic(train, head, n_streams=n_streams) for head in heads}
-    done = {}
+    done: dict[str, Arm] = {}
     for name, (version, rows) in arms.items():
         model_config = ranker_config(rows, n_streams=n_streams, n_segments=n_segments, config=config)
+        twin = next((a for a in done.values() if same_histories(a.rows, rows)), None)
+        if twin is not None:  # training is deterministic: the same rows and seeds give the same weights
+            progress(f"{name}: its histories are those of {twin.name}, trained once")
+            trained = tuple(replace(t, spec=ArmSpec(name, version, t.spec.seed)) for t in twin.trained)
+            done[name] = Arm(name, version, rows, trained, Part(twin.validate.rows, twin.validate.p))
+            continue
         trained = tuple(
             train_arm(
                 ArmSpec(name, version, seed),

@@ -25,6 +25,8 @@ SEGMENT_SD = 0.1
 """Prior standard deviations (log-odds per SD of a summary) of the shared and the per-segment weights."""
 NETWORK_RATE = 0.5
 """Step size of the networks over that of the summary weights: they overfit first."""
+PATIENCE = 2
+"""Passes in a row without a better validation loss after which training stops."""
 _SCALE_ROWS = 8192
 
 Progress = Callable[[str], None]
@@ -127,18 +129,21 @@ def train_arm(
     model.start(rates, train.batch(torch.randperm(len(train), generator=generator)[:_SCALE_ROWS].numpy()))
     model.to(device)
     trained = TrainedArm(spec, model, rates, str(device))
-    optimizer, schedule = _optimizer(
-        model, config, steps=config.epochs * math.ceil(len(train) / config.batch_size)
-    )
+    steps = math.ceil(len(train) / config.batch_size)
+    passes = max(config.epochs, math.ceil(config.min_steps / steps))
+    optimizer, schedule = _optimizer(model, config, steps=passes * steps)
     best, best_loss = _copy(model), _validation_loss(model, validate, config.batch_size)
-    for epoch in range(config.epochs):
+    worse = 0
+    for epoch in range(passes):
         loss = _epoch(model, train, optimizer, schedule, config.batch_size, generator, after_step)
         held_out = _validation_loss(model, validate, config.batch_size)
         trained.epochs.append({"train_loss": loss, "validate_loss": held_out})
         progress(f"{spec.arm} seed {spec.seed} epoch {epoch + 1}: train {loss:.5f}, validate {held_out:.5f}")
-        if held_out > best_loss and len(validate):
+        worse = worse + 1 if held_out > best_loss and len(validate) else 0
+        if worse == PATIENCE:
             break
-        best, best_loss = _copy(model), held_out
+        if not worse:
+            best, best_loss = _copy(model), held_out
     model.cpu().load(best)
     return trained
 

@@ -117,7 +117,10 @@ class MaskConfig(Section):
 class TrainConfig(Section):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     batch_size: int = Field(1024, ge=2)
-    epochs: int = Field(3, ge=1)
+    epochs: int = Field(3, ge=1, description="passes over the training rows, fewer if validation loss rises")
+    min_steps: int = Field(
+        450, ge=1, description="optimiser steps at least: few rows get more passes than `epochs`"
+    )
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
     embedding_dim: int = Field(16, ge=2)

@@ -41,6 +41,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.e2e]
 PROJECT = Path(__file__).resolve().parents[2]
 SMALL = (
     "train.epochs=1",
+    "train.min_steps=1",
     "train.bootstrap=50",
     "mask.ne_budget=0.05",
     "mask.delta=0.6",
@@ -64,7 +65,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cycle") / "world"
-    simulate(out, preset="S0", users=800, days=21, seed=3)
+    simulate(out, preset="S0", users=800, days=42, seed=3)
     return out
 
 
@@ -185,7 +186,8 @@ def test_the_mask_laid_on_keep_all_rows_in_memory_gives_the_masked_rows(
     run = cycle.run
     pinned = run.warehouse.version(spark, "training_rows")
     assert pinned is not None
-    version = cycle.outcome["facts"]["mask_version"]
+    proposals = run.warehouse.read(spark, "masks").where("status <> 'control'")
+    version = str(proposals.agg(F.max_by("mask_version", "seq")).collect()[0][0])
     keep_all, masked = (load_version(run, v, pinned=pinned) for v in ("keep-all", version))
     scales = stream_scales(run.warehouse.read(spark, "streams"))
     cut = keep_all.under_mask(quota_grid(grid_cells(mask_rows(run, version)), scales))
@@ -264,21 +266,27 @@ def _part_of(source: Path, out: Path, keep: Callable[[str], bool]) -> Path:
     return out
 
 
-@pytest.mark.parametrize("name", ["trivago", "kuairand"])
+FOLDERS = {"trivago": "trivago-recsys2019-100k", "kuairand": "kuairand-27k-likehate"}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
 def test_a_part_of_a_public_set_runs_to_a_registered_ranker(
     spark: SparkSession, data_dir: Path, tmp_path: Path, name: str
 ) -> None:
     from dynamix.features.sources.kuairand import import_kuairand
     from dynamix.features.sources.trivago import import_trivago
 
-    if not (data_dir / name).is_dir():
-        pytest.skip(f"public data set {name} not found in {data_dir}: optional data, test skipped")
+    folder = data_dir / FOLDERS[name]
+    if not folder.is_dir():
+        pytest.skip(f"public data set {folder.name} not found in {data_dir}: optional data, test skipped")
     importer = {"trivago": import_trivago, "kuairand": import_kuairand}[name]
-    importer(data_dir / name, tmp_path / "whole")
+    importer(folder, tmp_path / "whole")
     source = tmp_path / "whole"
     if name == "trivago":  # a third of the users keeps the suite short; the figures come from the whole set
         source = _part_of(source, tmp_path / "part", lambda user: user[-1] in "0123456789ABCDEFGHIJ")
-    run = open_world(spark, source, tmp_path / "warehouse", "train.epochs=1", "train.bootstrap=50")
+    run = open_world(
+        spark, source, tmp_path / "warehouse", "train.epochs=1", "train.min_steps=100", "train.bootstrap=50"
+    )
     result = run_all(run, events=str(source))
     assert find(Registry(run.warehouse.private, ""), RANKER, CHALLENGER) is not None
     assert result.counters["rows_read"] > 0

@@ -19,7 +19,14 @@ from dynamix.models.throughput import fit_line, measure
 from dynamix.models.train import ArmSpec, pick_device, predict, ranker_config, train_arm
 
 CONFIG = TrainConfig(
-    device="cpu", batch_size=256, item_buckets=50, threads=1, bootstrap=50, epochs=3, hidden=(16,)
+    device="cpu",
+    batch_size=256,
+    item_buckets=50,
+    threads=1,
+    bootstrap=50,
+    epochs=3,
+    min_steps=1,
+    hidden=(16,),
 )
 SPEC = ArmSpec("keep-all", "keep-all", 0)
 
@@ -113,3 +120,27 @@ def test_throughput_is_measured_for_every_arm(rows: JaggedRows) -> None:
 
 def test_line_through_points() -> None:
     assert fit_line([1, 2, 3], [5, 7, 9]) == pytest.approx((3.0, 2.0))
+
+
+def test_few_rows_get_as_many_passes_as_the_least_number_of_steps_needs(
+    table: Callable[..., pa.Table],
+) -> None:
+    rows = planted(table, 1500)
+    steps: list[int] = []
+    config = CONFIG.model_copy(update={"epochs": 1, "min_steps": 5, "batch_size": 10_000})
+    shape = ranker_config(rows, n_streams=4, n_segments=3, config=config)
+    train_arm(
+        SPEC, rows, model_config=shape, config=config, after_step=lambda model, step: steps.append(step)
+    )
+    assert 1 < len(steps) <= 5  # one step a pass here, fewer passes if validation loss rises
+
+
+def test_an_arm_with_the_same_histories_is_not_trained_twice(table: Callable[..., pa.Table]) -> None:
+    rows = planted(table, 1500)
+    said: list[str] = []
+    arms = {"keep-all": ("keep-all", rows), "masked": ("m1", rows.take(np.arange(len(rows))))}
+    contest = hold(arms, n_streams=4, n_segments=3, config=CONFIG, progress=said.append)
+    assert "masked: its histories are those of keep-all, trained once" in said
+    assert contest.arms["masked"].mask_version == "m1"
+    own, twin = (contest.arms[a].validate.p["conversion"] for a in ("masked", "keep-all"))
+    assert np.array_equal(own, twin)
