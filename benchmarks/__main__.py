@@ -1,4 +1,7 @@
-"""The claims of the README, measured: `python -m benchmarks [worlds] [--presets S0,S8] [--users 20000]`."""
+"""The claims of the README, measured: `python -m benchmarks [worlds] [--presets S0,S8] [--users 20000]`.
+
+`python -m benchmarks summary --folder W` prints what a warehouse shows after a cycle.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,23 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import worlds
+from benchmarks import summary, worlds
 
 
 def main() -> int:
     """Run the named measurement; results go to standard output, progress to standard error."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", default="worlds", choices=("worlds",))
+    parser.add_argument("what", nargs="?", default="worlds", choices=("worlds", "summary"))
     parser.add_argument("--presets", default="S0,S8")
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--folder", type=Path, help="where worlds are kept between runs (default: temporary)")
     options = parser.parse_args()
+    if options.what == "summary":
+        if options.folder is None:
+            parser.error("summary needs --folder W, a warehouse that `dynamix run` has written")
+        summary.main(options.folder)
+        return 0
     presets, seeds = options.presets.split(","), [int(s) for s in options.seeds.split(",")]
     if options.folder is not None:
         worlds.main(presets, options.folder, options.users, seeds)

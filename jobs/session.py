@@ -41,8 +41,10 @@ SETTINGS: dict[str, str] = {
     "spark.driver.host": "127.0.0.1",
     "spark.sql.catalogImplementation": "in-memory",  # no Derby folder in the caller's directory
 }
-JVM_FLAGS = "-XX:+UseParallelGC -XX:-DontCompileHugeMethods"
+JVM_FLAGS = "-XX:+UseParallelGC -XX:-DontCompileHugeMethods -XX:ReservedCodeCacheSize=512m"
 """Judging a raw row is one generated method of more than 8,000 bytes, which Java else interprets for ever.
+A cycle generates more code than the default cache holds, above all with one compiler (48 MB): it would be swept out
+and compiled again until the end.
 
 Short sessions (tests, tiny worlds) gain from `-XX:TieredStopAtLevel=1` in DYNAMIX_JAVA_OPTIONS: the optimising
 compiler costs them more than it pays back. At 20 million history events it halves the writing of rows.

@@ -176,7 +176,7 @@ def evidence(
 def _throughput(contest: Contest, run: Run) -> list[Throughput]:
     run.note("train: throughput of the arms")
     listed = [(name, arm.best().model, arm.rows) for name, arm in contest.arms.items()]
-    return measure(listed, config=run.config.train, batches=4)
+    return measure(listed, config=run.config.train, batches=8, rounds=5)
 
 
 def _write_predictions(run: Run, contest: Contest, tests: Mapping[str, Part]) -> None:

@@ -76,7 +76,7 @@ def time_by_tokens(
         thin = rows.keep_events(draw < share)
         loaded = [thin.batch(at) for at in _places(len(thin), size, 4)]
         _training(model, loaded[:1])
-        seconds.append(min(_training(model, loaded) for _ in range(2)) / len(loaded))
+        seconds.append(min(_training(model, loaded) for _ in range(4)) / len(loaded))
         tokens.append(sum(b.tokens for b in loaded) / len(loaded))
     return fit_line(tokens, seconds)
 
