@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 from pyspark.sql import Column, DataFrame
@@ -116,16 +116,17 @@ def _distinct_keys(frame: DataFrame, table: Table) -> DataFrame:
 def validate(metrics: Mapping[str, int], suite: list[Rule], *, name: str) -> QualityReport:
     """Run the suite through Great Expectations over one row of metrics; an expectation that errors has failed."""
     import great_expectations as gx  # seconds of import, only for those who write
+    from great_expectations.data_context.types.base import ProgressBarsConfig
 
     with _quiet():
         context = gx.get_context(mode="ephemeral")
-        context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+        context.variables.progress_bars = ProgressBarsConfig(globally=False)
         asset = context.data_sources.add_pandas("metrics").add_dataframe_asset(name)
         batch = asset.add_batch_definition_whole_dataframe("all").get_batch(
             batch_parameters={"dataframe": pd.DataFrame([dict(metrics)])}
         )
         outcome = batch.validate(_suite(gx, suite, name))
-    results = outcome.to_json_dict()
+    results = outcome.to_json_dict()  # type: ignore[no-untyped-call]
     sentences = {rule.name: rule.sentence for rule in suite}
     failures = [_sentence(sentences, metrics, result) for result in outcome.results if not result.success]
     complete = len(outcome.results) == len(suite)
@@ -134,15 +135,15 @@ def validate(metrics: Mapping[str, int], suite: list[Rule], *, name: str) -> Qua
     return QualityReport(bool(outcome.success) and complete, tuple(sorted(failures)), dict(metrics), results)
 
 
-def _suite(gx: Any, suite: list[Rule], name: str) -> gx.ExpectationSuite:
-    built = gx.ExpectationSuite(name=f"dynamix.{name}")
+def _suite(library: Any, suite: list[Rule], name: str) -> gx.ExpectationSuite:
+    built = library.ExpectationSuite(name=f"dynamix.{name}")
     for rule in suite:
         built.add_expectation(
-            gx.expectations.ExpectColumnValuesToBeBetween(
+            library.expectations.ExpectColumnValuesToBeBetween(
                 column=rule.name, min_value=rule.low, max_value=rule.high, meta={"rule": rule.sentence}
             )
         )
-    return built
+    return cast("gx.ExpectationSuite", built)
 
 
 def _sentence(sentences: Mapping[str, str], metrics: Mapping[str, int], result: Any) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from dynamix.config import load_config
 from dynamix.features.simulate import simulate
 from dynamix.jobs.context import Run
+from dynamix.jobs.report import report
 from dynamix.jobs.run import execute, run_all
 from dynamix.jobs.settings import dump, store_config
 from dynamix.jobs.verbs import open_run
@@ -29,12 +30,13 @@ SETTINGS = (f"mask.ne_budget={BUDGET}", f"mask.delta={DELTA}")
 
 def demo(arguments: Namespace, outcome: Outcome) -> None:
     """Run both worlds; the outcome carries the full world's tables, verdicts and model."""
+    stream = sys.stderr if arguments.json else sys.stdout
     first = _world(arguments.out / "first", users=FIRST_USERS, days=FIRST_DAYS, settings=arguments.settings)
     if not (first.warehouse.root / "masks" / "_delta_log").is_dir():
+        world = arguments.out / "first" / "world"
         for verb in ("ingest", "features", "segment", "mask"):
-            source = str(arguments.out / "first" / "world") if verb == "ingest" else None
-            result = execute(first, verb, skip=True, source=source)
-        _write_heat_map(first, result.facts.get("heatmap", ""))
+            execute(first, verb, skip=True, source=str(world) if verb == "ingest" else None)
+        _show_heat_map(first, world, stream)
     else:
         first.note("first world: already there, skipped")
     full = _world(arguments.out / "full", users=arguments.users, days=DAYS, settings=arguments.settings)
@@ -45,8 +47,7 @@ def demo(arguments: Namespace, outcome: Outcome) -> None:
     outcome.skipped, outcome.warnings = total.skipped, total.warnings
     outcome.facts = dict(total.facts)
     outcome.tables = {name: {"version": version, "rows": -1} for name, version in total.tables.items()}
-    stream = sys.stderr if arguments.json else sys.stdout
-    print(total.facts.get("text", ""), file=stream)
+    print(total.facts.get("heatmap", ""), total.facts.get("text", ""), sep="\n\n", file=stream)
 
 
 def _world(folder: Path, *, users: int, days: int, settings: list[str]) -> Run:
@@ -61,10 +62,9 @@ def _world(folder: Path, *, users: int, days: int, settings: list[str]) -> Run:
     return run
 
 
-def _write_heat_map(run: Run, text: str) -> None:
-    from dynamix.jobs.report import report
-
+def _show_heat_map(run: Run, world: Path, stream: TextIO) -> None:
+    """The page and the terminal's heat map with the planted kinds beside the verdicts."""
     page = run.warehouse.private / "report.html"
-    report(run, out=page)
-    print(text, flush=True)
-    print(f"heat map of the first small world: {page}", flush=True)
+    shown = report(run, out=page, truth=world)
+    print(shown.facts.get("heatmap", ""), file=stream)
+    print(f"heat map of the first small world: {page}", file=stream, flush=True)

@@ -98,7 +98,8 @@ def run_all(run: Run, *, events: str, truth: Path | None = None, **options: Any)
     for verb in STEPS:
         source = events if verb == "ingest" else None
         merge(total, execute(run, verb, skip=True, source=source, **per_verb.get(verb, {})))
-    merge(total, report(run))
+    planted = truth is not None and (truth.parent / "truth_cells").exists()
+    merge(total, report(run, truth=truth.parent if truth is not None and planted else None))
     return total
 
 
