@@ -16,9 +16,6 @@ PAGES = sorted(
     for path in chain(PROJECT.glob("*.md"), (PROJECT / "docs").rglob("*.md"))
     if path.name in {"README.md", "CHANGELOG.md", "CONTRIBUTING.md"} or "docs" in path.parts
 )
-OWED = {"docs/experiments.md": "the dated log of experiments starts with the first recorded one"}
-"""Pages that the code names and nobody has written yet."""
-
 _SPREAD = r"(?:\s*(?:,|and|to|[-–])\s*)"
 _METHOD_LABEL = r"[A-E]\.?\d+(?:\.\d+)*"
 _FAULT_LABEL = r"(?:D\d|\d{1,2}(?!\d))"
@@ -137,7 +134,7 @@ def test_every_page_that_the_code_names_is_there() -> None:
     named = {(page, path) for path, source in modules() for page in re.findall(r"docs/[\w/-]+\.md", source)}
     numbers = {(n, path) for path, source in modules() for n in re.findall(r"docs/decisions/(\d{4})", source)}
     decisions = {path.name[:4] for path in (PROJECT / "docs/decisions").glob("*.md")}
-    assert [n for n in sorted(named) if n[0] not in OWED and not (PROJECT / n[0]).is_file()] == []
+    assert [n for n in sorted(named) if not (PROJECT / n[0]).is_file()] == []
     assert [n for n in sorted(numbers) if n[0] not in decisions] == []
 
 
