@@ -319,7 +319,7 @@ def _client(registry: Registry) -> Iterator[Any]:
         except (mlflow.exceptions.MlflowException, OSError) as trouble:
             raise EnvironmentTrouble(
                 f"tracking store {registry.tracking_uri} failed ({' '.join(str(trouble).split())[:300]}); what was "
-                "trained is kept in the run's folder: `dynamix train --register-from RUN` resumes"
+                "trained is kept in the run's folder: bring the store back and run `dynamix train` again"
             ) from trouble
         finally:
             logging_utils.enable_logging()  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -245,10 +245,21 @@ def _explain(trouble: ValidationError) -> ConfigError:
     for error in trouble.errors():
         where = ".".join(str(part) for part in error["loc"])
         if error["type"] == "extra_forbidden":
-            lines.append(f"unknown config key {where!r}")
+            lines.append(ConfigError.unknown_key(where, _keys_beside(error["loc"])).message)
         else:
             lines.append(f"config key {where!r} has value {error.get('input')!r}: {error['msg']}")
-    return ConfigError("; ".join(lines) + "; see `dynamix --help` and docs/reference for the keys")
+    return ConfigError("; ".join(lines))
+
+
+def _keys_beside(place: tuple[int | str, ...]) -> list[str]:
+    """Keys that the section of an unknown key knows."""
+    section: Any = Config
+    for part in place[:-1]:
+        field = getattr(section, "model_fields", {}).get(part)
+        inner = getattr(field, "annotation", None)
+        nested = [inner, *get_args(inner)]  # dict[str, X] and X | None name X in their arguments
+        section = next((x for x in nested if hasattr(x, "model_fields")), section)
+    return sorted(section.model_fields)
 
 
 def load_config(

@@ -86,3 +86,12 @@ def test_no_click_type_leaves_the_click_head_out() -> None:
 def test_errors_survive_pickling_with_their_exit_code() -> None:
     error = pickle.loads(pickle.dumps(InputError.empty("events/")))
     assert (error.exit_code, error.message) == (3, InputError.empty("events/").message)
+
+
+@pytest.mark.parametrize(
+    ("setting", "allowed"), [("mask.x=1", "delta"), ("x=1", "mask"), ("streams.feed/view.x=1", "protected")]
+)
+def test_an_unknown_key_is_refused_with_the_keys_that_stand_beside_it(setting: str, allowed: str) -> None:
+    with pytest.raises(ConfigError, match="unknown config key") as refused:
+        load_config(settings=[setting])
+    assert allowed in refused.value.message.split("allowed here: ")[1].split(", ")
