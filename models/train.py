@@ -25,8 +25,6 @@ SEGMENT_SD = 0.1
 """Prior standard deviations (log-odds per SD of a summary) of the shared and the per-segment weights."""
 NETWORK_RATE = 0.5
 """Step size of the networks over that of the summary weights: they overfit first."""
-PATIENCE = 2
-"""Passes in a row without a better validation loss after which training stops."""
 _SCALE_ROWS = 8192
 
 Progress = Callable[[str], None]
@@ -111,8 +109,10 @@ def train_arm(
     progress: Progress = lambda text: None,
     after_step: Step | None = None,
 ) -> TrainedArm:
-    """Train on `rows.select("train")`, keep the epoch with the least validation loss.
+    """Train on `rows.select("train")`, keep the pass with the least validation loss.
 
+    All passes are made, so that every arm sees the same steps and the same falling rate: arms that stopped at
+    different passes differed by more than their masks did (docs/experiments.md).
     Deterministic given seed, thread count and device: one torch.Generator draws weights and order. A loss
     that is not finite stops with GuardError before it touches a later state (docs/faults.md 39).
     """
@@ -133,16 +133,12 @@ def train_arm(
     passes = max(config.epochs, math.ceil(config.min_steps / steps))
     optimizer, schedule = _optimizer(model, config, steps=passes * steps)
     best, best_loss = _copy(model), _validation_loss(model, validate, config.batch_size)
-    worse = 0
     for epoch in range(passes):
         loss = _epoch(model, train, optimizer, schedule, config.batch_size, generator, after_step)
         held_out = _validation_loss(model, validate, config.batch_size)
         trained.epochs.append({"train_loss": loss, "validate_loss": held_out})
         progress(f"{spec.arm} seed {spec.seed} epoch {epoch + 1}: train {loss:.5f}, validate {held_out:.5f}")
-        worse = worse + 1 if held_out > best_loss and len(validate) else 0
-        if worse == PATIENCE:
-            break
-        if not worse:
+        if held_out <= best_loss or not len(validate):
             best, best_loss = _copy(model), held_out
     model.cpu().load(best)
     return trained

@@ -117,7 +117,9 @@ class MaskConfig(Section):
 class TrainConfig(Section):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     batch_size: int = Field(1024, ge=2)
-    epochs: int = Field(3, ge=1, description="passes over the training rows, fewer if validation loss rises")
+    epochs: int = Field(
+        3, ge=1, description="passes over the training rows; the one with the least validation loss is kept"
+    )
     min_steps: int = Field(
         450, ge=1, description="optimiser steps at least: few rows get more passes than `epochs`"
     )
