@@ -22,6 +22,7 @@ from dynamix.contracts import CHANNELS
 from dynamix.features.calendar import Calendar, instant_sql
 from dynamix.features.exposure import exposure_block
 from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, map_histories
+from dynamix.features.timeline import codes
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -116,12 +117,9 @@ class Prediction:
         if self.column:
             return np.asarray(frame.column(f"{self.column}_{head}").to_numpy(), np.float64)
         place = {name: i for i, name in enumerate(self.surfaces)}
-        encoded = frame.column("surface").combine_chunks().dictionary_encode()
-        encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-        lookup = np.array(
-            [place.get(s, len(self.surfaces)) for s in encoded.dictionary.to_pylist()], np.int64
-        )
-        surface = lookup[np.asarray(encoded.indices)]
+        code, names = codes(frame.column("surface"))
+        lookup = np.array([place.get(s, len(self.surfaces)) for s in names.to_pylist()], np.int64)
+        surface = lookup[code]
         segment = np.asarray(frame.column("segment_id").to_numpy(), np.int64)
         logit = self.cell[head][surface, position_code(frame)] + self.offset[head][segment]
         return np.asarray(1.0 / (1.0 + np.exp(-logit)))

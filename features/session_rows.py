@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dynamix.contracts import EBF_SESSION
+from dynamix.features.grid import GRID
+from dynamix.features.timeline import codes
 
-_GRAIN = 2.0**20
-"""Double addends are rounded to multiples of 2^-20, so that sums do not depend on order."""
 _DAY_US = 86_400_000_000
 
 Ints = npt.NDArray[np.int64]
@@ -31,8 +31,8 @@ def session_rows(table: Any, *, gap_us: int, given: bool) -> Any:
     session_start and session_id. Whole users only: gaps and cuts look at neighbours.
     """
     table = table.combine_chunks()
-    user, users = _codes(table.column("user_id"))
-    code, ids = _codes(table.column("session_id"))
+    user, users = codes(table.column("user_id"))
+    code, ids = codes(table.column("session_id"))
     session, head, order, starts = _groups(user, code, ids, np.asarray(table.column("start_us")))
     us = np.asarray(table.column("us"))[order]
     start, end = np.asarray(table.column("start_us"))[head], np.maximum.reduceat(us, starts)
@@ -40,7 +40,7 @@ def session_rows(table: Any, *, gap_us: int, given: bool) -> Any:
     source = _first_known(table.column("source_session_id"), session, order)
     converted = np.asarray(table.column("converted"))[order]
     first = np.minimum.reduceat(np.where(converted, us, np.iinfo(np.int64).max), starts)
-    surface, _ = _codes(table.column("surface"))
+    surface, _ = codes(table.column("surface"))
     dwell, known = _filled(table.column("dwell_ms"))
     stream_map, dwell_map = _maps(table.column("stream"), session, dwell, known, len(n))
     gap_ms, has_gap = _gaps(user[head], start, end)
@@ -62,7 +62,7 @@ def session_rows(table: Any, *, gap_us: int, given: bool) -> Any:
         "surface_entropy": pa.array(_entropy(session, surface, n)),
         "n_transitions": pa.array(_moves(surface[order], starts)),
         "gap_before_ms": pa.array(gap_ms, mask=~has_gap),
-        "capped_length": pa.array(_was_cut(user[head], _codes(source)[0], start, end, gap_us, given)),
+        "capped_length": pa.array(_was_cut(user[head], codes(source)[0], start, end, gap_us, given)),
         "source_session_id": source,
         "session_kind": pa.nulls(len(n), pa.string()),
         "session_date": pa.array((start // _DAY_US).astype(np.int32)).cast(pa.date32()),
@@ -99,7 +99,7 @@ def _first_known(column: Any, session: Ints, order: Ints) -> Any:
 
 def _maps(column: Any, session: Ints, dwell: Ints, known: Bools, n_sessions: int) -> tuple[Any, Any]:
     """(events per stream, sum of known dwells per stream) of each session, keys in order."""
-    code, names = _codes(column)
+    code, names = codes(column)
     sorting = np.asarray(pc.sort_indices(names)).astype(np.int64)
     rank = np.empty(len(names), dtype=np.int64)
     rank[sorting] = np.arange(len(names))
@@ -120,7 +120,7 @@ def _entropy(session: Ints, surface: Ints, n: Ints) -> npt.NDArray[np.float64]:
     cells, counts = np.unique(session * width + surface, return_counts=True)
     owner = cells // width
     share = counts / n[owner]
-    addend = np.floor(-share * np.log(share) * _GRAIN + 0.5) / _GRAIN
+    addend = np.floor(-share * np.log(share) * GRID + 0.5) / GRID
     return np.asarray(np.bincount(owner, weights=addend, minlength=len(n)), dtype=np.float64)
 
 
@@ -167,13 +167,6 @@ def _sums(key: Ints, values: Ints) -> tuple[Ints, Ints]:
     ordered = key[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     return ordered[starts], np.add.reduceat(values[order], starts)
-
-
-def _codes(column: Any) -> tuple[Ints, Any]:
-    """(dense codes by first appearance, −1 for NULL; the distinct values)."""
-    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    encoded = whole.dictionary_encode()
-    return np.asarray(pc.fill_null(encoded.indices, -1)).astype(np.int64), encoded.dictionary
 
 
 def _filled(column: Any) -> tuple[Ints, Bools]:

@@ -13,17 +13,17 @@ from dynamix.config import Config
 from dynamix.contracts import DWELL_BIN_EDGES_S, NO_DWELL_BIN
 from dynamix.features.calendar import Period
 from dynamix.features.events import stream_name, takes_part
+from dynamix.features.grid import GRID
 
 USABLE_DWELL = ("observed", "derived", "capped")
 """Dwell statuses that enter a statistic; `imputed`, `censored` and `missing` never do."""
 Z_LIMIT = 3.0
-_GRID = 2.0**20
 _MAX_MISSING_SHARE = 0.5
 
 
 def on_grid(value: Column) -> Column:
     """`value` rounded to a multiple of 2^-20, so that double sums below 8e9 do not depend on their order."""
-    return F.rint(value * _GRID) / _GRID
+    return F.rint(value * GRID) / GRID
 
 
 def has_usable_dwell() -> Column:

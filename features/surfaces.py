@@ -21,14 +21,14 @@ from pyspark.sql import functions as F
 
 from dynamix.config import Config
 from dynamix.contracts import EBF_SURFACE
+from dynamix.features.dwell import BINS_PER_E
+from dynamix.features.grid import on_grid
 from dynamix.features.streams import has_usable_dwell, log_dwell, stream_events
-from dynamix.features.timeline import whole_users
+from dynamix.features.timeline import codes, whole_users
 
 HALF_LIFE_DAYS = 7.0
 WINDOWS = (7, 28, 0)
 """Window lengths in days for the run date; 0 = all days, with the count decayed."""
-_BINS_PER_E = 4
-_GRID = 2.0**20
 _SUMS = ("n", "dwell_sum", "n_dwell", "n_censored", "conversions")
 _REALS = ("z_sum", "z_sq_sum", "decayed_n")
 _MAX_BINS = 256  # ln of the largest dwell, 9e15 ms, ends in bin 146
@@ -125,16 +125,16 @@ def _by_user(rows: DataFrame, kernel: Callable[[Any], Any]) -> DataFrame:
 
 def _days(table: Any) -> tuple[Any, Rows, Any, Any]:
     """(day rows as a table, the same as arrays, users, stream names) of the events of whole users."""
-    user, users = _codes(table.column("user_id"))
-    stream, streams = _codes(table.column("stream"))
-    surface, surfaces = _codes(table.column("surface"))
-    names, place = _codes(pa.concat_arrays([streams, pc.binary_join_element_wise(surfaces, "*", "/")]))[::-1]
+    user, users = codes(table.column("user_id"))
+    stream, streams = codes(table.column("stream"))
+    surface, surfaces = codes(table.column("surface"))
+    names, place = codes(pa.concat_arrays([streams, pc.binary_join_element_wise(surfaces, "*", "/")]))[::-1]
     dwell, x = table.column("dwell").combine_chunks(), table.column("x").combine_chunks()
     known: npt.NDArray[np.bool_] = np.asarray(pc.is_valid(x))
     log = np.asarray(pc.fill_null(x, 0.0))
     one = np.ones(len(user), dtype=np.int64)
     flags = [np.asarray(table.column(name)).astype(np.int64) for name in ("censored", "converted")]
-    bins = np.floor(log * _BINS_PER_E).astype(np.int64)
+    bins = np.floor(log * BINS_PER_E).astype(np.int64)
     events = Rows(
         user=np.concatenate([user, user]),
         stream=np.concatenate([place[stream], place[len(streams) + surface]]),
@@ -142,7 +142,7 @@ def _days(table: Any) -> tuple[Any, Rows, Any, Any]:
         sums=np.tile(
             np.stack([one, np.asarray(pc.fill_null(dwell, 0)), known.astype(np.int64), *flags], 1), (2, 1)
         ),
-        reals=np.tile(np.stack([_on_grid(log), _on_grid(log * log), one.astype(np.float64)], 1), (2, 1)),
+        reals=np.tile(np.stack([on_grid(log), on_grid(log * log), one.astype(np.float64)], 1), (2, 1)),
         last_us=np.tile(np.asarray(table.column("us")), 2),
         hist_row=np.flatnonzero(np.tile(known, 2)),
         hist_bin=np.tile(bins[known], 2),
@@ -160,7 +160,7 @@ def _windows(days: Rows, run_end: int, users: Any, names: Any) -> Any:
         inside = (age >= 0) & ((age < length) | (length == 0))
         part = _take(days, inside)
         reals = part.reals.copy()
-        reals[:, 2] = _on_grid(part.sums[:, 0].astype(np.float64) * np.exp2(-age[inside] / HALF_LIFE_DAYS))
+        reals[:, 2] = on_grid(part.sums[:, 0].astype(np.float64) * np.exp2(-age[inside] / HALF_LIFE_DAYS))
         whole = replace(part, reals=reals, end=np.full(len(reals), run_end))
         found.append(_table(_fold(whole, len(names)), length, users, names))
     return pa.concat_tables(found)
@@ -232,8 +232,8 @@ def _table(rows: Rows, window_days: int, users: Any, names: Any) -> Any:
 
 def _stored(table: Any) -> tuple[Rows, Any, Any]:
     """Day rows read back from the table: the inverse of `_table`."""
-    user, users = _codes(table.column("user_id"))
-    stream, names = _codes(table.column("stream"))
+    user, users = codes(table.column("user_id"))
+    stream, names = codes(table.column("stream"))
     histogram = table.column("dwell_hist").combine_chunks()
     lengths = np.diff(np.asarray(histogram.offsets))
     moments = table.column("last_ts").cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
@@ -249,14 +249,3 @@ def _stored(table: Any) -> tuple[Rows, Any, Any]:
         hist_n=np.asarray(histogram.items),
     )
     return rows, users, names
-
-
-def _codes(column: Any) -> tuple[Ints, Any]:
-    """(dense codes by first appearance, the distinct values) of a column without NULLs."""
-    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    encoded = whole.dictionary_encode()
-    return np.asarray(encoded.indices).astype(np.int64), encoded.dictionary
-
-
-def _on_grid(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.rint(values * _GRID) / _GRID

@@ -79,11 +79,15 @@ class Warehouse:
         if not self.exists(spark, name):
             return None
         # the names of the commits say it; the table's history would be a Spark job
-        return max(int(path.stem) for path in (self.root / name / "_delta_log").glob("[0-9]*.json"))
+        return int(self._commits(name)[-1].stem)
+
+    def _commits(self, name: str) -> list[Path]:
+        """Commit files of the table, oldest first; checkpoints and compacted logs have longer names."""
+        return sorted((self.root / name / "_delta_log").glob("[0-9]" * 20 + ".json"))
 
     def data_version(self, spark: SparkSession, name: str) -> int:
         """Newest commit that changed rows: compaction and property changes do not count."""
-        for path in sorted((self.root / name / "_delta_log").glob("[0-9]*.json"), reverse=True):
+        for path in reversed(self._commits(name)):
             operation = _operation(path)
             if operation is None:
                 break  # a log of another shape: let Delta say it, which is a Spark job

@@ -131,19 +131,19 @@ def blocks(table: Any) -> tuple[EventBlock, ImpressionBlock]:
     """Split a sorted timeline of whole users into its events and its impressions, with shared codes."""
     table = table.combine_chunks()
     asked = pc.is_valid(table.column("impression").combine_chunks())
-    codes = {name: _codes(table.column(name)) for name in ("user_id", "request_id", "item_id", "category")}
+    code = {name: codes(table.column(name))[0] for name in ("user_id", "request_id", "item_id", "category")}
     seen: Bools = asked.to_numpy(zero_copy_only=False).astype(bool)
     past = table.filter(pc.invert(asked))
     nested = table.filter(asked).column("impression").combine_chunks()
     frame = pa.Table.from_arrays(nested.flatten(), names=[field.name for field in nested.type])
     events = EventBlock(
-        user=codes["user_id"][~seen],
+        user=code["user_id"][~seen],
         ts_us=_micros(past.column("event_ts")),
         ingest_us=_micros(past.column("ingest_ts")),
-        request=codes["request_id"][~seen],
+        request=code["request_id"][~seen],
         stream=_numbers(past.column("stream_id"), -1).astype(np.int16),
-        item=codes["item_id"][~seen],
-        category=codes["category"][~seen],
+        item=code["item_id"][~seen],
+        category=code["category"][~seen],
         z=_numbers(past.column("z"), np.nan).astype(np.float64),
         dwell_bin=_numbers(past.column("dwell_bin"), NO_DWELL_BIN).astype(np.int8),
         censored=_numbers(past.column("censored"), False).astype(bool),
@@ -151,21 +151,22 @@ def blocks(table: Any) -> tuple[EventBlock, ImpressionBlock]:
         category_name=past.column("category").combine_chunks(),
     )
     impressions = ImpressionBlock(
-        user=codes["user_id"][seen],
+        user=code["user_id"][seen],
         ts_us=_micros(table.column("event_ts").filter(asked)),
-        request=codes["request_id"][seen],
-        item=codes["item_id"][seen],
-        category=codes["category"][seen],
+        request=code["request_id"][seen],
+        item=code["item_id"][seen],
+        category=code["category"][seen],
         frame=frame,
     )
     return events, impressions
 
 
-def _codes(column: Any) -> Ints:
-    """Dense int64 codes by first appearance, −1 for NULL."""
-    encoded = column.combine_chunks().dictionary_encode()
+def codes(column: Any) -> tuple[Ints, Any]:
+    """(dense codes by first appearance, −1 for NULL; the distinct values) of an Arrow column."""
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    encoded = whole.dictionary_encode()
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-    return np.asarray(pc.fill_null(encoded.indices, -1)).astype(np.int64)
+    return np.asarray(pc.fill_null(encoded.indices, -1)).astype(np.int64), encoded.dictionary
 
 
 def _micros(column: Any) -> Ints:

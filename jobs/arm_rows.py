@@ -24,7 +24,7 @@ from dynamix.jobs.mask import newest_segments
 from dynamix.models.contest import GLOBAL, KEEP_ALL, MASKED
 from dynamix.models.dataset import JaggedRows, load_rows
 from dynamix.models.hashing import hash_ids
-from dynamix.models.serving import Cell, Preparation, Segmenter, StreamScale, quota_grid
+from dynamix.models.serving import Cell, Preparation, Segmenter, StreamScale, cell_quotas
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def build_arms(run: Run) -> ArmRows:
     cells = {v: grid_cells(mask_rows(run, v)) for arm, v in versions.items() if arm != KEEP_ALL}
     if GLOBAL in versions:
         control = versions[GLOBAL]
-        rows[GLOBAL] = (control, rows[KEEP_ALL][1].under_mask(quota_grid(cells[control], scales)))
+        rows[GLOBAL] = (control, rows[KEEP_ALL][1].under_mask(cell_quotas(cells[control], scales)))
     top = max((int(r.segment.max(initial=COLD_SEGMENT)) for _, r in rows.values()), default=COLD_SEGMENT)
     top = max([top, *(c.segment_id for grid in cells.values() for c in grid)])
     return ArmRows(

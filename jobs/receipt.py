@@ -145,10 +145,9 @@ def ne_change(data: ReportData) -> str:
 def _decision(e: Evidence) -> str:
     if not e.decision:
         return ""
-    said = (
-        e.reason if e.reason.startswith(e.decision) else f"{e.decision}{f' ({e.reason})' if e.reason else ''}"
-    )
-    return f" Decision: {said}."
+    if e.reason.startswith(e.decision):
+        return f" Decision: {e.reason}."
+    return f" Decision: {e.decision}{f' ({e.reason})' if e.reason else ''}."
 
 
 # --- savings -------------------------------------------------------------------------------------

@@ -98,8 +98,8 @@ def run_all(run: Run, *, events: str, truth: Path | None = None, **options: Any)
     for verb in STEPS:
         source = events if verb == "ingest" else None
         merge(total, execute(run, verb, skip=True, source=source, **per_verb.get(verb, {})))
-    planted = truth is not None and (truth.parent / "truth_cells").exists()
-    merge(total, report(run, truth=truth.parent if truth is not None and planted else None))
+    planted = truth if truth is not None and (truth.parent / "truth_cells").exists() else None
+    merge(total, report(run, truth=planted))
     return total
 
 

@@ -132,13 +132,13 @@ def hold(
     baselines = {head: fit_logistic(train, head, n_streams=n_streams) for head in heads}
     done: dict[str, Arm] = {}
     for name, (version, rows) in arms.items():
-        model_config = ranker_config(rows, n_streams=n_streams, n_segments=n_segments, config=config)
         twin = next((a for a in done.values() if same_histories(a.rows, rows)), None)
         if twin is not None:  # training is deterministic: the same rows and seeds give the same weights
             progress(f"{name}: its histories are those of {twin.name}, trained once")
             trained = tuple(replace(t, spec=ArmSpec(name, version, t.spec.seed)) for t in twin.trained)
-            done[name] = Arm(name, version, rows, trained, Part(twin.validate.rows, twin.validate.p))
+            done[name] = replace(twin, name=name, mask_version=version, trained=trained)
             continue
+        model_config = ranker_config(rows, n_streams=n_streams, n_segments=n_segments, config=config)
         trained = tuple(
             train_arm(
                 ArmSpec(name, version, seed),

@@ -16,16 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dynamix.contracts import COLD_SEGMENT, DWELL_BIN_EDGES_S, N_DWELL_BINS, NO_DWELL_BIN, TIERS
+from dynamix.contracts import COLD_SEGMENT, DWELL_BIN_EDGES_S, N_DWELL_BINS, NO_DWELL_BIN
 from dynamix.errors import InputError
+from dynamix.features.quotas import HOLDOUT_PER_MILLE, NO_LIMIT, quota_table
 from dynamix.models.batch import stream_rank
 from dynamix.models.dataset import JaggedRows, rows_from_table
 from dynamix.models.hashing import spark_xxhash64
 
 Z_LIMIT = 3.0
-HOLDOUT_PER_MILLE = 15
 _DAY_US, _WEEK_US = 86_400_000_000, 7 * 86_400_000_000
-_NO_LIMIT = np.iinfo(np.int32).max
 REQUEST = ("user_id", "request_ts", "item_id", "surface", "position", "events", "segment_id")
 
 
@@ -50,16 +49,10 @@ class Cell:
     boost: float = 0.0
 
 
-def quota_grid(cells: Sequence[Cell], streams: Mapping[str, StreamScale]) -> NDArray[np.int32]:
-    """Newest events kept (G, 2, F) by segment, tier and stream id; what no cell names has no limit."""
-    n_segments = 1 + max((c.segment_id for c in cells), default=-1)
-    width = 1 + max((s.stream_id for s in streams.values()), default=-1)
-    table = np.full((n_segments, len(TIERS), width), _NO_LIMIT, np.int32)
-    for cell in sorted(cells, key=lambda c: c.tier != "*"):
-        if cell.stream in streams:
-            tiers: Any = slice(None) if cell.tier == "*" else TIERS.index(cell.tier)
-            table[cell.segment_id, tiers, streams[cell.stream].stream_id] = cell.quota
-    return table
+def cell_quotas(cells: Sequence[Cell], streams: Mapping[str, StreamScale]) -> NDArray[np.int32]:
+    """Quotas (G, 2, F) of features/quotas.py from the cells of one mask version."""
+    ids = {name: scale.stream_id for name, scale in streams.items()}
+    return quota_table(((c.segment_id, c.tier, c.stream, c.quota) for c in cells), ids)
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,7 @@ class Preparation:
 
     def quotas(self) -> NDArray[np.int32]:
         """Newest events kept (G, 2, F) by segment, tier and stream; what no cell names has no limit."""
-        return quota_grid(self.cells, self.streams)
+        return cell_quotas(self.cells, self.streams)
 
     @property
     def width(self) -> int:
@@ -293,7 +286,7 @@ def _history(
     events = events.take(np.flatnonzero(_rank(events, len(now), by_stream=True) < preparation.per_stream))
     events = events.take(np.flatnonzero(_rank(events, len(now), by_stream=False) < preparation.total))
     quotas = preparation.quotas()
-    limit = np.full(len(events.row), _NO_LIMIT, np.int64)
+    limit = np.full(len(events.row), NO_LIMIT, np.int64)
     own = segment[events.row]
     at = np.flatnonzero(~holdout[events.row] & (own >= 0) & (own < len(quotas)))
     limit[at] = quotas[own[at], tier[events.row[at]], events.stream[at]]

@@ -138,7 +138,7 @@ def train_arm(
         held_out = _validation_loss(model, validate, config.batch_size)
         trained.epochs.append({"train_loss": loss, "validate_loss": held_out})
         progress(f"{spec.arm} seed {spec.seed} epoch {epoch + 1}: train {loss:.5f}, validate {held_out:.5f}")
-        if held_out <= best_loss or not len(validate):
+        if held_out <= best_loss:
             best, best_loss = _copy(model), held_out
     model.cpu().load(best)
     return trained

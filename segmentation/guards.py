@@ -15,9 +15,10 @@ import numpy.typing as npt
 from pyspark.sql import DataFrame
 
 from dynamix.config import SegmentationConfig
+from dynamix.features.grid import on_grid
 from dynamix.segmentation.counts import INPUT, NEXT, CountBlock
 from dynamix.segmentation.em import reduce_blocks
-from dynamix.segmentation.mixture import Mixture, adjusted_rand, on_grid, predictive
+from dynamix.segmentation.mixture import Mixture, adjusted_rand, predictive
 
 Floats = npt.NDArray[np.float64]
 MEASURABLE_USERS = 200

@@ -49,6 +49,10 @@ class Statistics:
             return None
         return found[0] if len(found) == 1 else found[0] + found[1]
 
+    def by_cell(self, head: str, *, half: int = BOTH) -> dict[Cell, CellSums]:
+        """Sums of every cell that has any under this head."""
+        return {c: s for c in self.cells if (s := self.of(c, head, half=half)) is not None}
+
     def pooled(self) -> Statistics:
         """The same with all segments as one (segment id 0): for the control `global`.
 
@@ -134,7 +138,7 @@ def examine(
     statistics: Statistics, head: str, config: MaskConfig, protection: Protection
 ) -> dict[Cell, Evidence]:
     """Effects and rules of every cell under one head."""
-    sums = {c: s for c in statistics.cells if (s := statistics.of(c, head)) is not None}
+    sums = statistics.by_cell(head)
     effects = {c: effect(s) for c, s in sums.items()}
     cells = sorted(effects)
     beta = np.array([effects[c].channels["dwell"].beta for c in cells])
@@ -211,16 +215,15 @@ def _certified(
 ) -> Joint:
     price: dict[Cell, float] = {}
     losses: dict[Cell, Quadratic] = {}
-    for cell in sorted(eligible):
-        ordering = statistics.of(cell, head, half=order_on)
-        bounding = statistics.of(cell, head, half=1 - order_on)
-        if ordering is not None and bounding is not None and ordering.tokens > 0:
-            q = effect(ordering).quadratic
-            if q.lower() > 0 and q.estimate > SHOWN_SHARE * _allowance(ordering, config.delta):
-                continue
-            price[cell] = (max(q.estimate, 0.0) + ORDER_WEIGHT * np.sqrt(2.0 * q.square)) / ordering.tokens
-            losses[cell] = effect(bounding).quadratic
-    n, rate = population(statistics, head, half=1 - order_on)
+    ordering, bounding = (statistics.by_cell(head, half=half) for half in (order_on, 1 - order_on))
+    for cell in sorted(eligible & ordering.keys() & bounding.keys()):
+        own = ordering[cell]
+        q = effect(own).quadratic
+        shown = q.lower() > 0 and q.estimate > SHOWN_SHARE * _allowance(own, config.delta)
+        if own.tokens > 0 and not shown:
+            price[cell] = (max(q.estimate, 0.0) + ORDER_WEIGHT * np.sqrt(2.0 * q.square)) / own.tokens
+            losses[cell] = effect(bounding[cell]).quadratic
+    n, rate = population(bounding)
     scale = 2.0 * n * entropy(rate)
     taken: list[Cell] = []
     total, loss = Quadratic(), 0.0
@@ -245,15 +248,13 @@ def _tokens(statistics: Statistics, head: str, cells: frozenset[Cell]) -> float:
     return sum(s.tokens for s in found if s is not None)
 
 
-def population(statistics: Statistics, head: str, *, half: int = BOTH) -> tuple[float, float]:
-    """Impressions and base rate over all segments."""
-    n = y = 0.0
-    for segment in sorted({g for g, _ in statistics.cells}):
-        stream = next(f for g, f in statistics.cells if g == segment)
-        sums = statistics.of((segment, stream), head, half=half)
-        if sums is not None:
-            n, y = n + sums.n, y + sums.positives
-    return n, y / n if n else 0.0
+def population(sums: Mapping[Cell, CellSums]) -> tuple[float, float]:
+    """Impressions and base rate over all segments; the cells of a segment share its impressions."""
+    segments: dict[int, CellSums] = {}
+    for (segment, _), own in sorted(sums.items(), key=lambda item: item[0]):
+        segments.setdefault(segment, own)
+    n = sum(s.n for s in segments.values())
+    return n, sum(s.positives for s in segments.values()) / n if n else 0.0
 
 
 def _most_relevant(evidence: Mapping[str, Mapping[Cell, Evidence]]) -> set[Cell]:

@@ -15,11 +15,10 @@ import numpy.typing as npt
 from scipy.special import logsumexp
 from sklearn.cluster import KMeans
 
+from dynamix.features.grid import on_grid
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-GRID = 2.0**20
-"""Responsibilities are multiples of 2^-20: sums of their products with counts are exact in any order."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +58,13 @@ def posterior(scores: Floats) -> Floats:
     return np.asarray(np.exp(scores - logsumexp(scores, axis=-1, keepdims=True)))
 
 
-def on_grid(values: Floats) -> Floats:
-    """Values rounded to multiples of 2^-20."""
-    return np.rint(values * GRID) / GRID
-
-
 def e_step(mixture: Mixture, counts: Any) -> Sums:
     """Sums over the users of `counts` (U, J); users without events are left out."""
     seen = np.asarray(counts.sum(axis=1)).ravel() > 0
     counts = counts[seen]
     scores = mixture.scores(counts)
     total = logsumexp(scores, axis=1)
+    # multiples of 2^-20: sums of their products with counts are exact in any order
     q = on_grid(np.exp(scores - total[:, None]))
     cells = np.asarray((counts.T @ q).T)
     return Sums(cells, q.sum(axis=0), float(on_grid(total).sum()))

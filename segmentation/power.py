@@ -18,7 +18,7 @@ from dynamix.segmentation.bounds import (
     support_needed,
 )
 from dynamix.segmentation.effects import effect
-from dynamix.segmentation.masks import Cell
+from dynamix.segmentation.masks import Cell, population
 
 POWER = 0.8
 """Chance with which a null cell should pass: its q is taken at this quantile of χ²."""
@@ -59,11 +59,7 @@ def power_of(
     sums: Mapping[Cell, CellSums], budget: float, config: MaskConfig, *, delta: float | None = None
 ) -> Power:
     """Power at `budget`; `delta` is derived from the budget and the mean rate when not given."""
-    n = y = 0.0
-    for segment in sorted({g for g, _ in sums}):
-        first = next(s for (g, _), s in sorted(sums.items()) if g == segment)
-        n, y = n + first.n, y + first.positives
-    rate = y / n if n else 0.0
+    n, rate = population(sums)
     if not 0.0 < rate < 1.0:
         return Power(budget, 0.0, 0, len(sums), 0.0, float("inf"), ())
     delta = delta or delta_for(rate, budget)

@@ -34,7 +34,7 @@ from dynamix.jobs.context import Run, new_run_id
 from dynamix.jobs.run import STEPS, execute, run_all
 from dynamix.jobs.verbs import latest_run_date
 from dynamix.models.registry import CHALLENGER, CHAMPION, RANKER, SEGMENTER, Registry, find
-from dynamix.models.serving import quota_grid
+from dynamix.models.serving import cell_quotas
 
 pytestmark = [pytest.mark.spark, pytest.mark.e2e]
 
@@ -190,7 +190,7 @@ def test_the_mask_laid_on_keep_all_rows_in_memory_gives_the_masked_rows(
     version = str(proposals.agg(F.max_by("mask_version", "seq")).collect()[0][0])
     keep_all, masked = (load_version(run, v, pinned=pinned) for v in ("keep-all", version))
     scales = stream_scales(run.warehouse.read(spark, "streams"))
-    cut = keep_all.under_mask(quota_grid(grid_cells(mask_rows(run, version)), scales))
+    cut = keep_all.under_mask(cell_quotas(grid_cells(mask_rows(run, version)), scales))
     assert cut.tokens < keep_all.tokens or not cycle.outcome["verdicts"]["drop"]
     for name in ("offsets", "impression_hash", "stream", "item", "dwell_bin", "z", "rank", "match"):
         assert np.array_equal(getattr(cut, name), getattr(masked, name)), name

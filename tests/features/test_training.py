@@ -17,14 +17,9 @@ from dynamix.config import AttributionConfig, Config, HistoryConfig
 from dynamix.contracts import TRAINING_ROWS
 from dynamix.features.calendar import build_calendar
 from dynamix.features.conversions import label_impressions
-from dynamix.features.training import (
-    NO_LIMIT,
-    apply_quotas,
-    event_columns,
-    holdout_users,
-    quota_table,
-    training_rows,
-)
+from dynamix.features.quotas import NO_LIMIT, apply_quotas, quota_table
+from dynamix.features.streams import event_columns
+from dynamix.features.training import holdout_users, training_rows
 
 DAY = 86400
 RUN = date(2024, 2, 12)

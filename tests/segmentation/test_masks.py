@@ -216,7 +216,7 @@ def test_the_joint_bound_is_that_of_the_sum_on_the_other_half() -> None:
     for half in (0, 1):
         parts = [light(found.of(c, "conversion", half=half)).quadratic for c in found.cells]
         total = Quadratic(sum(p.q for p in parts), sum(p.trace for p in parts), sum(p.square for p in parts))
-        n, rate = population(found, "conversion", half=half)
+        n, rate = population(found.by_cell("conversion", half=half))
         assert (n, rate) == (pytest.approx(300_000), pytest.approx(RATE))
         expected.append(total.upper() / (2 * n * entropy(rate)))
     assert bound.loss == pytest.approx(max(expected))

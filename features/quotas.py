@@ -1,0 +1,62 @@
+"""What a mask leaves of a history: quotas by segment, tier and stream, in NumPy; shared by Spark kernels and serving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from dynamix.contracts import TIERS
+
+HOLDOUT_PER_MILLE = 15
+"""Users that keep everything in every mask version, by hash of the id."""
+NO_LIMIT = np.iinfo(np.int32).max
+BOTH_TIERS = "*"
+
+Ints = npt.NDArray[np.int64]
+
+
+def quota_table(
+    grid: Iterable[tuple[int, str, str, int]], stream_ids: Mapping[str, int]
+) -> npt.NDArray[np.int32]:
+    """Quota (G, 2, F) by segment, tier (order of contracts.TIERS) and stream_id from mask rows.
+
+    Rows are (segment_id, tier or '*', stream, quota); cells that no row names have no limit, a row of one
+    tier wins over a '*' row. Streams without an id have no events and are ignored.
+    """
+    grid = list(grid)
+    segments = 1 + max((row[0] for row in grid), default=-1)
+    width = 1 + max(stream_ids.values(), default=-1)
+    table = np.full((segments, len(TIERS), width), NO_LIMIT, dtype=np.int32)
+    for segment, tier, stream, quota in sorted(grid, key=lambda row: row[1] != BOTH_TIERS):
+        if stream in stream_ids:
+            tiers = slice(None) if tier == BOTH_TIERS else TIERS.index(tier)
+            table[segment, tiers, stream_ids[stream]] = quota
+    return table
+
+
+def apply_quotas(
+    offsets: Ints, index: Ints, stream: npt.NDArray[np.int16], limits: npt.NDArray[np.int32]
+) -> tuple[Ints, Ints]:
+    """Histories cut to the newest `limits[i, f]` events of each stream: new offsets and index.
+
+    `stream` holds the stream of every event (N,), `limits` is (B, F) with 0 = dropped; a stream id beyond F
+    is kept. Order stays oldest first.
+    """
+    rows = len(offsets) - 1
+    row = np.repeat(np.arange(rows, dtype=np.int64), np.diff(offsets))
+    of = stream[index].astype(np.int64)
+    width = int(max(limits.shape[1], of.max(initial=-1) + 1))
+    cell = row * width + of
+    order = np.argsort(cell, kind="stable")
+    last = np.searchsorted(cell[order], cell[order], side="right")
+    from_newest = np.empty(len(index), dtype=np.int64)
+    from_newest[order] = last - 1 - np.arange(len(index))
+    limit = np.full(len(index), NO_LIMIT, dtype=np.int64)
+    listed = of < limits.shape[1]
+    limit[listed] = limits[row[listed], of[listed]]
+    keep = from_newest < limit
+    kept = np.zeros(rows + 1, dtype=np.int64)
+    np.cumsum(np.bincount(row[keep], minlength=rows), out=kept[1:])
+    return kept, index[keep]
