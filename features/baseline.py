@@ -29,6 +29,24 @@ def fit_streams(
     )
 
 
+def add_streams(changed: DataFrame, stored: DataFrame, *, config: Config, calendar: Calendar) -> DataFrame:
+    """The stored `streams` with those that only `changed` events have; mu, sigma and has_dwell stay frozen.
+
+    A new stream has no dwell in the frozen window, so its mu and sigma are NULL until the next refit.
+    """
+    found = assign_streams(changed, config=config, baseline=calendar.baseline, known=stored)
+    seen = found.select("stream", F.col("first_seen").alias("_seen"))
+    kept = stored.join(seen, "stream", "left").withColumn("first_seen", F.least("first_seen", "_seen"))
+    fresh = found.join(stored, "stream", "left_anti").withColumns(
+        {
+            "mu": F.lit(None).cast("double"),
+            "sigma": F.lit(None).cast("double"),
+            "baseline_version": F.lit(calendar.baseline_version),
+        }
+    )
+    return kept.drop("_seen").unionByName(fresh)
+
+
 def dwell_moments(events: DataFrame, *, config: Config, period: Period) -> DataFrame:
     """mu and sigma (ln ms) of each stream with a usable dwell in the period: stream, mu, sigma."""
     n, total, square = F.col("n"), F.col("total"), F.col("square")
@@ -59,6 +77,29 @@ def user_stats(events: DataFrame, streams: DataFrame, *, config: Config, calenda
     joined = users.join(habits, "user_id", "left")
     return joined.withColumn("n", F.coalesce("n", F.lit(0).cast("bigint"))).withColumn(
         "habit", F.coalesce("habit", F.lit(0.0))
+    )
+
+
+def add_users(changed: DataFrame, stored: DataFrame) -> DataFrame:
+    """The stored `user_stats` with first and last event of `changed`; its users that are new have habit 0.
+
+    For events outside the habit window; within it habits have to be fitted anew.
+    """
+    spans = changed.groupBy("user_id").agg(
+        F.min("event_ts").alias("_first"), F.max("event_ts").alias("_last")
+    )
+    version = stored.agg(F.first("baseline_version").alias("_version"))
+    return (
+        stored.join(spans, "user_id", "full_outer")
+        .crossJoin(F.broadcast(version))
+        .select(
+            "user_id",
+            F.col("_version").alias("baseline_version"),
+            F.coalesce("n", F.lit(0).cast("bigint")).alias("n"),
+            F.coalesce("habit", F.lit(0.0)).alias("habit"),
+            F.least("first_ts", "_first").alias("first_ts"),
+            F.greatest("last_ts", "_last").alias("last_ts"),
+        )
     )
 
 

@@ -6,7 +6,7 @@ Every row that the run may see has exactly one fate, so read = kept + deduplicat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 
 from pyspark.sql import Column, DataFrame, Window
@@ -16,13 +16,13 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StringType, StructTy
 from dynamix.config import Config
 from dynamix.contracts import EVENTS, ID_COLUMNS
 from dynamix.errors import InputError
-from dynamix.features.instants import DAY_US, seen_before, time_trouble, valid_times
+from dynamix.features.instants import DAY_US, seen_before, seen_us, time_trouble, valid_times
 from dynamix.features.raw import ATTRIBUTES, CORRUPT
 
 MAX_ID_BYTES = 1024
 KEPT, DEDUPLICATED, QUARANTINED = "kept", "deduplicated", "quarantined"
 
-_LATER = ("dwell_status", "session_id", "session_start")
+_LATER = ("dwell_status", "dwell_logged_ms", "bad_dwell", "session_id", "session_start")
 _CANONICAL = tuple(name for name in EVENTS.names if name not in _LATER)
 _MEASURES = {"event_seq": "bigint", "position": "int", "value": "double", "sample_weight": "double",
              "score_logged": "double"}  # fmt: skip
@@ -41,30 +41,58 @@ class RawSplit:
     """What became of the rows a run sees.
 
     seen        raw rows before `until`, as read
-    judged      one row per seen row: canonical columns, `bad_dwell`, `fate`, `reason`, `hint`, `row_hash`, `raw`
-    good        one row per event: canonical columns and `bad_dwell` (a logged dwell that is no length of time)
+    judged      one row per seen row: canonical columns, `bad_dwell`, `unknown_stream`, `seen_us`, `fate`,
+                `reason`, `hint`, `row_hash`, `raw`
+    good        one row per event: canonical columns, `unknown_stream` (see `close_streams`) and `bad_dwell`
+                (a logged dwell that is no length of time)
     quarantine  columns of `events_quarantine`: one row per (row_hash, reason), `copies` equal raw rows
 
-    `good` and `quarantine` derive from `judged`; persist it when both are used.
+    `good` and `quarantine` derive from `judged`; `on` takes its rows where they have been computed already.
     """
 
     seen: DataFrame
     judged: DataFrame
-    good: DataFrame
-    quarantine: DataFrame
+    run_id: str
+
+    def on(self, judged: DataFrame) -> RawSplit:
+        return replace(self, judged=judged)
+
+    @property
+    def good(self) -> DataFrame:
+        return self.judged.where(F.col("fate") == KEPT).select(*_CANONICAL, "bad_dwell", "unknown_stream")
+
+    @property
+    def quarantine(self) -> DataFrame:
+        return _quarantine(self.judged, self.run_id)
 
 
-def split_raw(raw: DataFrame, *, config: Config, run_id: str, until: datetime) -> RawSplit:
+def split_raw(
+    raw: DataFrame, *, config: Config, run_id: str, until: datetime, known: DataFrame | None = None
+) -> RawSplit:
     """Fate of every raw row whose event_ts and ingest_ts lie before `until` (naive UTC, exclusive).
 
     A row with one unreadable time is seen, and quarantined, unless its other time is at or after `until`.
     Copies of an event_id: the earliest ingest is kept and equal payloads are deduplicated; a different
     payload is quarantined, and where payloads of the earliest ingest itself differ, all copies are.
+    `known` (event_id, payload as of `stored_payloads`) are ids that earlier runs have judged: rows of such an
+    id are later copies, deduplicated where the payload agrees, quarantined where it does not or is NULL.
     """
     seen = seen_before(raw, unit=config.time_unit, until=until)
-    judged = _judge_copies(_parse(seen, config=config), given_ids="event_id" in raw.columns)
-    good = judged.where(F.col("fate") == KEPT).select(*_CANONICAL, "bad_dwell")
-    return RawSplit(seen, judged, good, _quarantine(judged, run_id))
+    parsed = close_streams(_parse(seen, config=config), config=config)
+    judged = _judge_copies(parsed, given_ids="event_id" in raw.columns, known=known)
+    return RawSplit(seen, judged, run_id)
+
+
+def raw_event_ids(raw: DataFrame) -> DataFrame:
+    """event_id of every raw row, as ingest would store it."""
+    types = {field.name: field.dataType for field in raw.schema.fields}
+    return raw.select(_event_id(raw, types).alias("event_id"))
+
+
+def stored_payloads(events: DataFrame) -> DataFrame:
+    """(event_id, payload) of rows of `events`: what a later copy must say to be the same event."""
+    logged = events.withColumn("dwell_ms", F.col("dwell_logged_ms"))
+    return logged.select("event_id", _payload().alias("payload"))
 
 
 def latest_ingest(raw: DataFrame, *, config: Config) -> date:
@@ -127,7 +155,7 @@ def _parse(seen: DataFrame, *, config: Config) -> DataFrame:
     event_ts = F.timestamp_micros(times["event_ts"])
     columns = {
         **{_own_name(n): _text(n, types) for n in ID_COLUMNS},
-        "event_id": F.coalesce(_text("event_id", types), _hash(_whole_row(seen, but="ingest_ts"))),
+        "event_id": _event_id(seen, types),
         "event_ts": event_ts,
         "ingest_ts": F.coalesce(F.timestamp_micros(times["ingest_ts"]), event_ts),
         **{name: value for name, (value, _) in measures.items()},
@@ -135,6 +163,7 @@ def _parse(seen: DataFrame, *, config: Config) -> DataFrame:
         "attributes": attributes,
         "event_date": F.date_from_unix_date(F.floor(times["event_ts"] / F.lit(DAY_US)).cast("int")),
         "bad_dwell": bad_dwell,
+        "seen_us": seen_us(seen, unit=config.time_unit),
         "reason": reason,
         "hint": hint,
         "_whole": _whole_row(seen),
@@ -168,6 +197,10 @@ def _reason(seen: DataFrame, config: Config, unreadable: list[tuple[Column, str]
     for applies, name, text in rules:
         reason, hint = reason.when(applies, F.lit(name)), hint.when(applies, text)
     return reason, hint
+
+
+def _event_id(raw: DataFrame, types: dict[str, DataType]) -> Column:
+    return F.coalesce(_text("event_id", types), _hash(_whole_row(raw, but="ingest_ts")))
 
 
 def _own_name(name: str) -> str:
@@ -247,12 +280,17 @@ def _as_text(column: Column, data_type: DataType) -> Column:
 # ---------------------------------------------------------------- copies and quarantine
 
 
-def _judge_copies(parsed: DataFrame, *, given_ids: bool) -> DataFrame:
+def _judge_copies(parsed: DataFrame, *, given_ids: bool, known: DataFrame | None) -> DataFrame:
     """Add `fate`, `row_hash` and `raw` (both NULL unless quarantined); see `split_raw` for the rule.
 
     Most ids occur once: only rows whose id's hash occurs again are shuffled, sorted and compared. The hashes
     of such ids are broadcast, 8 bytes each.
     """
+    old = None
+    if known is not None:
+        met = parsed.join(F.broadcast(known.withColumn("_known", F.lit(True))), "event_id", "left")
+        old = _later_copies(met.where("_known IS NOT NULL"))
+        parsed = met.where("_known IS NULL").drop("_known", "payload")
     hashed = parsed.withColumn("_hash", F.xxhash64("event_id"))
     again = hashed.groupBy("_hash").agg(F.count(F.lit(1)).alias("_n")).where("_n > 1")
     marked = hashed.join(F.broadcast(again), "_hash", "left")
@@ -262,12 +300,31 @@ def _judge_copies(parsed: DataFrame, *, given_ids: bool) -> DataFrame:
     own_fate = F.when(F.col("reason").isNotNull(), QUARANTINED).when(opaque, KEPT)
     alone = marked.where("_n IS NULL").withColumn("fate", own_fate).drop("_hash", "_n")
     judged = alone.unionByName(_compared(marked.where("_n IS NOT NULL"), given_ids=given_ids))
+    if old is not None:
+        judged = judged.unionByName(old)
     out = F.col("fate") == QUARANTINED
     return judged.select(
-        *_CANONICAL, "bad_dwell", "fate", "reason", "hint",
+        *_CANONICAL, "bad_dwell", "unknown_stream", "seen_us", "fate", "reason", "hint",
         F.when(out, _hash(F.col("_whole"))).alias("row_hash"),
         F.when(out, F.to_json("_whole", _JSON)).alias("raw"),
     )  # fmt: skip
+
+
+def _later_copies(rows: DataFrame) -> DataFrame:
+    """Rows whose event an earlier run has judged: equal payload or conflict."""
+    bad, same = F.col("reason").isNotNull(), F.coalesce(_payload() == F.col("payload"), F.lit(False))
+    fate = F.when(bad, QUARANTINED).otherwise(DEDUPLICATED)
+    return _conflicts(rows.withColumn("fate", fate), ~bad & ~same).drop("_known", "payload")
+
+
+def _conflicts(rows: DataFrame, where: Column) -> DataFrame:
+    return rows.withColumns(
+        {
+            "fate": F.when(where, QUARANTINED).otherwise(F.col("fate")),
+            "reason": F.when(where, "CONFLICTING_DUPLICATE").otherwise(F.col("reason")),
+            "hint": F.when(where, "same event_id, other payload").otherwise(F.col("hint")),
+        }
+    )
 
 
 def _compared(rows: DataFrame, *, given_ids: bool) -> DataFrame:
@@ -289,14 +346,10 @@ def _compared(rows: DataFrame, *, given_ids: bool) -> DataFrame:
     )
     ranked = keyed.withColumns({"_first": first, "_last": last, "_rank": F.row_number().over(same_id)})
     conflict = ~bad & ((F.col("_first") != F.col("_last")) | (F.col("_payload") != F.col("_first")))
-    fate = F.when(bad | conflict, QUARANTINED).when(F.col("_rank") == 1, KEPT).otherwise(DEDUPLICATED)
-    return ranked.withColumns(
-        {
-            "fate": fate,
-            "reason": F.when(conflict, "CONFLICTING_DUPLICATE").otherwise(F.col("reason")),
-            "hint": F.when(conflict, "same event_id, other payload").otherwise(F.col("hint")),
-        }
-    ).drop("_hash", "_n", "_key", "_payload", "_first", "_last", "_rank")
+    fate = F.when(bad, QUARANTINED).when(F.col("_rank") == 1, KEPT).otherwise(DEDUPLICATED)
+    return _conflicts(ranked.withColumn("fate", fate), conflict).drop(
+        "_hash", "_n", "_key", "_payload", "_first", "_last", "_rank"
+    )
 
 
 def _payload() -> Column:
@@ -309,8 +362,14 @@ def _payload() -> Column:
 
 def _quarantine(judged: DataFrame, run_id: str) -> DataFrame:
     out = judged.where(F.col("fate") == QUARANTINED)
+    conflict = F.when(F.col("reason") == "CONFLICTING_DUPLICATE", F.col("event_id"))
+    day = F.date_from_unix_date(F.floor(F.col("seen_us") / F.lit(DAY_US)).cast("int"))
     grouped = out.groupBy("row_hash", "reason").agg(
-        F.min("raw").alias("raw"), F.min("hint").alias("hint"), F.count(F.lit(1)).alias("copies")
+        F.min("raw").alias("raw"),
+        F.min("hint").alias("hint"),
+        F.count(F.lit(1)).alias("copies"),
+        F.min(conflict).alias("event_id"),
+        F.min(day).alias("seen_date"),
     )
     return grouped.withColumn("run_id", F.lit(run_id))
 

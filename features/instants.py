@@ -6,6 +6,8 @@ Microseconds are exact in doubles here: the year 2099 ends at 4.1e15 < 2^53 (doc
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import reduce
+from operator import or_
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -53,10 +55,34 @@ def valid_times(raw: DataFrame, *, unit: str | None) -> dict[str, Column]:
 
 def seen_before(raw: DataFrame, *, unit: str | None, until: datetime) -> DataFrame:
     """Rows none of whose valid times is at or after `until` (naive UTC); unreadable times exclude nothing."""
-    limit = F.lit((until - datetime(1970, 1, 1)) // timedelta(microseconds=1))
+    return raw.where(F.coalesce(seen_us(raw, unit=unit) < F.lit(since_1970(until)), F.lit(True)))
+
+
+def seen_since(raw: DataFrame, *, unit: str | None, since: datetime) -> DataFrame:
+    """Rows with a valid time at or after `since` (naive UTC), and those without any valid time.
+
+    A condition on the bare columns goes first where they are timestamps: files skip row groups by it.
+    """
+    limit, earliest = F.lit(since_1970(since)), F.timestamp_micros(F.lit(EARLIEST_US))
+    bare = [
+        F.col(name).isNull() | (F.col(name) >= F.timestamp_micros(limit)) | (F.col(name) < earliest)
+        for name in TIME_COLUMNS
+        if name in raw.columns and isinstance(raw.schema[name].dataType, TimestampType)
+    ]
+    if len(bare) == sum(name in raw.columns for name in TIME_COLUMNS):
+        raw = raw.where(reduce(or_, bare))
+    return raw.where(F.coalesce(seen_us(raw, unit=unit) >= limit, F.lit(True)))
+
+
+def since_1970(instant: datetime) -> int:
+    """Microseconds from 1970 to a naive UTC instant."""
+    return (instant - datetime(1970, 1, 1)) // timedelta(microseconds=1)
+
+
+def seen_us(raw: DataFrame, *, unit: str | None) -> Column:
+    """When a run could first see a row, µs since 1970: the later of its valid times, NULL without one."""
     times = valid_times(raw, unit=unit)
-    known = {name: F.coalesce(us < limit, F.lit(True)) for name, us in times.items()}
-    return raw.where(known["event_ts"] & known["ingest_ts"])
+    return F.greatest(*times.values())  # skips NULLs
 
 
 def time_trouble(raw: DataFrame, *, unit: str | None) -> tuple[Column, Column, Column]:

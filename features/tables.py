@@ -97,6 +97,39 @@ class Warehouse:
         rows = history.where(~F.col("operation").isin(*_MAINTENANCE)).select("version").limit(1).collect()
         return int(rows[0]["version"]) if rows else 0
 
+    def note(self, name: str, key: str) -> dict[str, Any] | None:
+        """User metadata of the newest commit whose metadata has `key`; None where no kept commit has it."""
+        if not (self.root / name / "_delta_log").is_dir():
+            return None
+        for path in reversed(self._commits(name)):
+            text = (_commit_info(path) or {}).get("userMetadata")
+            found = json.loads(text) if text else {}
+            if key in found:
+                return cast("dict[str, Any]", found)
+        return None
+
+    def changed_partitions(self, name: str, column: str, *, since: int) -> set[str] | None:
+        """Values of a partition column whose rows changed in commits after version `since`, from the log alone.
+
+        None where the log no longer holds all those commits: then anything may have changed.
+        """
+        commits = [path for path in self._commits(name) if int(path.stem) > since]
+        newest = int(self._commits(name)[-1].stem)
+        if newest < since or [int(path.stem) for path in commits] != list(range(since + 1, newest + 1)):
+            return None
+        values: set[str] = set()
+        for path in commits:
+            with path.open(encoding="utf-8") as lines:
+                for line in lines:
+                    action = json.loads(line)
+                    file = action.get("add") or action.get("remove")
+                    if file is None or not file.get("dataChange", True):
+                        continue
+                    if column not in file.get("partitionValues", {}):
+                        return None
+                    values.add(file["partitionValues"][column])
+        return values
+
     def create(self, spark: SparkSession, table: Table, *, definition: str = "") -> None:
         """Create the table from its contract if absent. ConfigError if another definition wrote it."""
         if self.exists(spark, table.name):
@@ -215,12 +248,16 @@ class Warehouse:
 
 
 def _operation(commit: Path) -> str | None:
-    """Operation of a commit file, None where its first action does not say it."""
+    """Operation of a commit file, None where it does not say it."""
+    return cast("str | None", (_commit_info(commit) or {}).get("operation"))
+
+
+def _commit_info(commit: Path) -> dict[str, Any] | None:
     with commit.open(encoding="utf-8") as lines:
         for line in lines:
             info = json.loads(line).get("commitInfo")
             if info is not None:
-                return cast("str | None", info.get("operation"))
+                return cast("dict[str, Any]", info)
     return None
 
 

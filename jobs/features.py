@@ -1,104 +1,265 @@
-"""`dynamix features`: events → streams, ebf_session, ebf_surface, user_stats."""
+"""`dynamix features`: events → streams, ebf_session, ebf_surface, user_stats.
+
+Each table remembers the version of `events` it was built from; a later run rebuilds the days that changed
+since then and leaves the others alone (docs/architecture.md, "Increments").
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from dynamix.contracts import EBF_SESSION, EBF_SURFACE, STREAMS, USER_STATS, Table
+from dynamix.config import FEATURE_SECTIONS
+from dynamix.contracts import EBF_SESSION, EBF_SURFACE, EVENTS, STREAMS, USER_STATS, Table
 from dynamix.errors import GuardError
-from dynamix.features.baseline import fit_streams, user_stats
+from dynamix.features.baseline import add_streams, add_users, fit_streams, user_stats
 from dynamix.features.calendar import Calendar, build_calendar, instant_sql
+from dynamix.features.session_gaps import changed_days, settle_neighbours, timeline, with_neighbours
 from dynamix.features.sessions import session_features
 from dynamix.features.streams import stream_events
 from dynamix.features.surfaces import surface_days, surface_rows, surface_windows
+from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.frames import held
+from dynamix.jobs.run_log import source_hash
+
+_DAY = timedelta(days=1)
+FEATURE_TABLES = (STREAMS, USER_STATS, EBF_SESSION, EBF_SURFACE)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Events that the run date may see, their version, the cycle's calendar, and what a table must say to agree."""
+
+    events: DataFrame
+    version: int
+    calendar: Calendar
+    note: Mapping[str, object]
 
 
 def features(run: Run, *, since: date | None = None, until: date | None = None) -> StepResult:
-    """Rewrite the four feature tables from the events that the run date may see.
+    """Bring the four feature tables up to the events that the run date may see.
 
-    `since` and `until` (half-open) restrict which days of `ebf_session` and `ebf_surface` are replaced; the
-    windows that end at the run date, streams and user statistics always follow all events.
-    GuardError when no event lies before the run date.
+    Without dates: the days of events that changed since each table was built, or everything where the
+    baseline, the config or the code is another one. `since` and `until` (half-open) replace those days of
+    `ebf_session` and `ebf_surface` whatever has changed; the windows that end at the run date, streams and
+    user statistics then follow all events. GuardError when no event lies before the run date.
     """
+    result = StepResult()
+    given = since is not None or until is not None
+    inputs = _inputs(run)
+    result.warnings = list(inputs.calendar.lost)
+    result.facts["baseline_version"] = inputs.calendar.baseline_version
+    run.note(f"features: baseline {inputs.calendar.baseline_version}")
+    dirty = {
+        t.name: None if given else dirty_days(run, t, inputs.note, inputs.version) for t in FEATURE_TABLES
+    }
+    known = [days for days in dirty.values() if days is not None]
+    if len(known) == len(dirty):
+        result.facts["days"] = ", ".join(map(str, sorted(set().union(*known)))) or "none"
+    _streams(run, result, inputs, dirty[STREAMS.name])
+    _users(run, result, inputs, dirty[USER_STATS.name])
+    if given:
+        _session_range(run, result, inputs, since, until)
+        _surface_range(run, result, inputs, since, until)
+        return result
+    _sessions(run, result, inputs, dirty[EBF_SESSION.name])
+    _surfaces(run, result, inputs, dirty[EBF_SURFACE.name])
+    return result
+
+
+def _inputs(run: Run) -> Inputs:
     events = seen_events(run)
     calendar = cycle_calendar(run, events)
-    result = StepResult(warnings=list(calendar.lost))
-    result.facts["baseline_version"] = calendar.baseline_version
-    known = run.warehouse.read(run.spark, "streams") if run.warehouse.exists(run.spark, "streams") else None
+    version = run.warehouse.data_version(run.spark, EVENTS.name)
+    return Inputs(events, version, calendar, agreement(run, calendar.baseline_version))
 
-    run.note(f"features: baseline {calendar.baseline_version}")
-    _write(run, result, STREAMS, fit_streams(events, config=run.config, calendar=calendar, known=known))
-    streams = run.warehouse.read(run.spark, "streams")
-    stats = user_stats(events, streams, config=run.config, calendar=calendar)
-    _write(run, result, USER_STATS, stats, empty=False)  # there are events, so there are users
-    _sessions(run, result, events, since, until)
-    _surfaces(run, result, events, since, until)
-    return result
+
+def agreement(run: Run, baseline_version: str) -> dict[str, object]:
+    """What must be equal between a stored feature table and this run for an increment to be exact."""
+    config = run.config.digest(*FEATURE_SECTIONS)
+    return {"baseline_version": baseline_version, "config": config, "code": source_hash()}
+
+
+def dirty_days(run: Run, table: Table, agreed: Mapping[str, object], version: int) -> list[date] | None:
+    """Days of `events` that changed since the table was built; None where it must be built anew."""
+    note = run.warehouse.note(table.name, "events_version")
+    if note is None or any(note.get(key) != value for key, value in agreed.items()):
+        return None
+    if int(note["events_version"]) > version:
+        return None
+    changed = run.warehouse.changed_partitions(EVENTS.name, "event_date", since=int(note["events_version"]))
+    if changed is None:
+        return None
+    if note.get("run_date") and date.fromisoformat(str(note["run_date"])) > run.run_date:
+        return None
+    return sorted(date.fromisoformat(day) for day in changed)
 
 
 def seen_events(run: Run) -> DataFrame:
     """Events with event_ts and ingest_ts before the run date 00:00 UTC."""
     end = F.expr(instant_sql(datetime.combine(run.run_date, time())))
     events = run.warehouse.read(run.spark, "events")
-    return events.where((F.col("event_ts") < end) & (F.col("ingest_ts") < end))
+    # the day is implied, and named because files are skipped by it
+    return events.where(
+        (F.col("event_date") < F.lit(run.run_date)) & (F.col("event_ts") < end) & (F.col("ingest_ts") < end)
+    )
 
 
 def cycle_calendar(run: Run, events: DataFrame) -> Calendar:
-    """Calendar of the cycle that ends at the run date, from the first event it may see."""
+    """Calendar of the cycle that ends at the run date, with the baseline that its events were settled under."""
     # as a number: a collected timestamp would come in the time zone of this machine
-    micros = events.agg(F.unix_micros(F.min("event_ts")).alias("first")).collect()[0]["first"]
-    if micros is None:
+    first_day = events.agg(F.min("event_date").alias("d")).collect()[0]["d"]
+    if first_day is None:
         raise GuardError(
             f"table 'events': no row before run date {run.run_date}; ingest earlier events or pass a later --run-date"
         )
+    opening = events.where(F.col("event_date") == F.lit(first_day))
+    micros = opening.agg(F.unix_micros(F.min("event_ts")).alias("first")).collect()[0]["first"]
     first = datetime(1970, 1, 1) + timedelta(microseconds=int(micros))
-    return build_calendar(run.run_date, first_event=first, days=run.config.calendar.days)
+    calendar = build_calendar(run.run_date, first_event=first, days=run.config.calendar.days)
+    mark = stored_mark(run.warehouse)
+    if mark is None or mark.baseline.fitted > run.run_date:
+        return calendar
+    return mark.baseline.freeze(calendar)
 
 
-def _sessions(
-    run: Run, result: StepResult, events: DataFrame, since: date | None, until: date | None
+def _streams(run: Run, result: StepResult, inputs: Inputs, days: list[date] | None) -> None:
+    if days == []:
+        return
+    there = run.warehouse.exists(run.spark, STREAMS.name)
+    stored = run.warehouse.read(run.spark, STREAMS.name) if there else None
+    if days is None or stored is None:
+        frame = fit_streams(inputs.events, config=run.config, calendar=inputs.calendar, known=stored)
+    else:
+        frame = add_streams(_on(inputs.events, days), stored, config=run.config, calendar=inputs.calendar)
+    _write(run, result, STREAMS, frame, inputs)
+
+
+def _users(run: Run, result: StepResult, inputs: Inputs, days: list[date] | None) -> None:
+    if days == []:
+        return
+    streams = run.warehouse.read(run.spark, STREAMS.name)
+    habit = inputs.calendar.habit
+    if days is None or (habit is not None and any(_meets(day, habit.start, habit.end) for day in days)):
+        frame = user_stats(inputs.events, streams, config=run.config, calendar=inputs.calendar)
+    else:
+        stored = run.warehouse.read(run.spark, USER_STATS.name)
+        frame = add_users(_on(inputs.events, days), stored)
+    _write(run, result, USER_STATS, frame, inputs, empty=False)  # there are events, so there are users
+
+
+def _meets(day: date, start: datetime, end: datetime) -> bool:
+    midnight = datetime.combine(day, time())
+    return midnight < end and start < midnight + _DAY
+
+
+def _sessions(run: Run, result: StepResult, inputs: Inputs, days: list[date] | None) -> None:
+    if days is None:
+        some = inputs.events.where(F.col("session_id").isNotNull())
+        rows = session_features(inputs.events, config=run.config)
+        _write(run, result, EBF_SESSION, rows, inputs, empty=some.isEmpty())
+    elif days:
+        _repair_sessions(run, result, inputs, days)
+
+
+def _repair_sessions(run: Run, result: StepResult, inputs: Inputs, days: list[date]) -> None:
+    """Sessions that begin on the days, and stored ones elsewhere whose neighbour changed."""
+    began = F.to_date("session_start").isin(days)
+    longest = int(run.config.session.max_length_s // 86_400) + 1
+    reach = sorted({day + k * _DAY for day in days for k in range(longest + 1)})
+    events = inputs.events if run.config.session.rule == "given" else _on(inputs.events, reach)
+    fresh = held(session_features(events.where(began), config=run.config))
+    stored = run.warehouse.read(run.spark, EBF_SESSION.name)
+    found = timeline(fresh, stored, days=days, config=run.config)
+    settled = held(settle_neighbours(found, config=run.config))
+    moved = sorted(row["session_date"] for row in changed_days(settled, days).collect())
+    rows = fresh.unionByName(stored.where(F.col("session_date").isin(moved)))
+    where = _listed("session_date", [*days, *moved])
+    _write(run, result, EBF_SESSION, with_neighbours(rows, settled), inputs, where, allow_empty=True)
+
+
+def _surfaces(run: Run, result: StepResult, inputs: Inputs, days: list[date] | None) -> None:
+    config = run.config
+    if days is None:
+        rows = surface_rows(inputs.events, run.run_date, config=config)
+        _write(
+            run,
+            result,
+            EBF_SURFACE,
+            rows,
+            inputs,
+            empty=stream_events(inputs.events, config=config).isEmpty(),
+        )
+        return
+    if days:
+        ends = _listed("window_end", [day + _DAY for day in days])
+        fresh = surface_days(_on(inputs.events, days), config=config)
+        _write(run, result, EBF_SURFACE, fresh, None, f"window_days = 1 AND {ends}", allow_empty=True)
+    _windows(run, result, inputs)
+
+
+def _windows(run: Run, result: StepResult, inputs: Inputs) -> None:
+    stored = run.warehouse.read(run.spark, EBF_SURFACE.name)
+    # windows of earlier run dates go too, so that a day-by-day build ends with the rows of a one-shot build
+    _write(run, result, EBF_SURFACE, surface_windows(stored, run.run_date), inputs, "window_days <> 1")
+
+
+def _session_range(
+    run: Run, result: StepResult, inputs: Inputs, since: date | None, until: date | None
 ) -> None:
     where = _range("session_date", since, until)
-    sessions = session_features(events, config=run.config)
-    some = events.where(F.col("session_id").isNotNull())
-    if where:
-        sessions = sessions.where(where)
-        some = some.withColumn("session_date", F.to_date("session_start")).where(where)
-    _write(run, result, EBF_SESSION, sessions, where, empty=some.isEmpty())
+    rows = session_features(inputs.events, config=run.config).where(where)
+    some = inputs.events.where("session_id IS NOT NULL").withColumn(
+        "session_date", F.to_date("session_start")
+    )
+    _write(run, result, EBF_SESSION, rows, None, where, empty=some.where(where).isEmpty())
 
 
-def _surfaces(
-    run: Run, result: StepResult, events: DataFrame, since: date | None, until: date | None
+def _surface_range(
+    run: Run, result: StepResult, inputs: Inputs, since: date | None, until: date | None
 ) -> None:
-    one = timedelta(days=1)
-    where = _range("window_end", since and since + one, until and until + one)
-    if where is None:
-        rows = surface_rows(events, run.run_date, config=run.config)
-        _write(run, result, EBF_SURFACE, rows, empty=stream_events(events, config=run.config).isEmpty())
-        return
-    days = surface_days(events, config=run.config)
-    _write(run, result, EBF_SURFACE, days.where(where), f"window_days = 1 AND {where}")
-    stored = run.warehouse.read(run.spark, "ebf_surface")
-    # windows of earlier run dates go too, so that a day-by-day build ends with the rows of a one-shot build
-    _write(run, result, EBF_SURFACE, surface_windows(stored, run.run_date), "window_days <> 1")
+    where = _range("window_end", since and since + _DAY, until and until + _DAY)
+    days = surface_days(inputs.events, config=run.config)
+    _write(run, result, EBF_SURFACE, days.where(where), None, f"window_days = 1 AND {where}")
+    stored = run.warehouse.read(run.spark, EBF_SURFACE.name)
+    _write(run, result, EBF_SURFACE, surface_windows(stored, run.run_date), None, "window_days <> 1")
 
 
-def _range(column: str, since: date | None, until: date | None) -> str | None:
+def _on(events: DataFrame, days: list[date]) -> DataFrame:
+    return events.where(F.col("event_date").isin(days))
+
+
+def _listed(column: str, days: list[date]) -> str:
+    listed = ", ".join(f"date'{day}'" for day in sorted(set(days)))
+    return f"{column} IN ({listed})"
+
+
+def _range(column: str, since: date | None, until: date | None) -> str:
     limits = []
     if since is not None:
         limits.append(f"{column} >= date'{since}'")
     if until is not None:
         limits.append(f"{column} < date'{until}'")
-    return " AND ".join(limits) or None
+    return " AND ".join(limits)
 
 
 def _write(
-    run: Run, result: StepResult, table: Table, frame: DataFrame, where: str | None = None, *, empty: bool | None = None
+    run: Run, result: StepResult, table: Table, frame: DataFrame, inputs: Inputs | None,
+    where: str | None = None, *, empty: bool | None = None, allow_empty: bool = False,
 ) -> None:  # fmt: skip
-    """`empty` where a look at the events tells it: else the frame is made twice, once for its first row."""
+    """Replace a range; `inputs` where the table now agrees with them as a whole.
+
+    `empty` where a look at the events tells it: else the frame is made twice, once for its first row.
+    """
     run.note(f"features: {table.name}")
-    result.tables[table.name] = run.warehouse.replace(run.spark, table, frame, where=where, empty=empty)
+    note: dict[str, object] = {"run_id": run.run_id}
+    if inputs is not None:
+        note |= {**inputs.note, "events_version": inputs.version, "run_date": str(run.run_date)}
+    result.tables[table.name] = run.warehouse.replace(
+        run.spark, table, frame, where=where, metadata=note, empty=empty, allow_empty=allow_empty
+    )

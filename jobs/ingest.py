@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, time
+from datetime import date, datetime, time
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -13,148 +12,150 @@ from pyspark.sql import functions as F
 from dynamix.config import DEFINITION_SECTIONS, Config
 from dynamix.contracts import DWELL_STATUSES, EVENTS, EVENTS_QUARANTINE
 from dynamix.errors import ConfigError, DynamixError, GuardError, InputError
-from dynamix.features.calendar import Calendar, build_calendar
+from dynamix.features.calendar import build_calendar
 from dynamix.features.dwell import cap_dwell, derive_dwell, dwell_caps
-from dynamix.features.events import DEDUPLICATED, KEPT, QUARANTINED, RawSplit, close_streams, split_raw
-from dynamix.features.instants import BARE_NUMBER
+from dynamix.features.events import split_raw
+from dynamix.features.instants import seen_since
 from dynamix.features.quality import gate, load_early
-from dynamix.features.raw import read_raw, undeclared_unit, unread_columns
+from dynamix.features.raw import read_raw, unread_columns
 from dynamix.features.sessions import assign_sessions
+from dynamix.jobs.baseline import Baseline, Mark, stored_mark
 from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.frames import held
+from dynamix.jobs.increment import (
+    Reading,
+    chains_of,
+    choose_reading,
+    known_copies,
+    merged_copies,
+    overtaken,
+    partitions_with,
+    untimed_before,
+)
+from dynamix.jobs.tally import Source, Tally, balance_line, refuse_bad_source, tally_rows, without_untimed
 
 HOT_USER_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Row counts of a source: read = kept + deduplicated + quarantined, reasons add up to quarantined."""
-
-    read: int
-    kept: int
-    deduplicated: int
-    reasons: Mapping[str, int]
-    bad_dwell: int
-    first_event: datetime | None
-    bare_numbers: int
-
-    @property
-    def quarantined(self) -> int:
-        return sum(self.reasons.values())
-
-    def counters(self) -> dict[str, int]:
-        return {
-            "rows_read": self.read,
-            "rows_kept": self.kept,
-            "rows_deduplicated": self.deduplicated,
-            "rows_quarantined": self.quarantined,
-            "bad_dwell": self.bad_dwell,
-            **{f"quarantined_{reason}": n for reason, n in sorted(self.reasons.items())},
-        }
 
 
 def ingest(run: Run, *, events: str, allow_empty: bool = False, rebuild: bool = False) -> StepResult:
     """Read, judge, sessionise and write the events before the run date; nothing is written on an error.
 
-    Raises InputError (exit 3) for an empty source without `allow_empty`, a broken contract or more
+    Later runs read what is new since the last one and rewrite the days whose sessions it touches; the whole
+    source is read where that would not do (`choose_reading` says why, and so does the run). Raises
+    InputError (exit 3) for an empty source without `allow_empty`, a broken contract or more
     than `max_quarantined` unusable rows; ConfigError (exit 2) for an undeclared unit or a warehouse of
-    another definition without `rebuild`; GuardError (exit 4) where the quality gate refuses.
+    another definition without `rebuild`; GuardError (exit 4) where the quality gate refuses or the source
+    has lost rows.
     """
-    config = run.config
-    definition = config.digest(*DEFINITION_SECTIONS)
+    definition = run.config.digest(*DEFINITION_SECTIONS)
     _same_definition(run, definition, rebuild=rebuild)
-    raw = read_raw(run.spark, events, config=config)
-    split = split_raw(raw, config=config, run_id=run.run_id, until=datetime.combine(run.run_date, time()))
-    result = StepResult(warnings=_unread_warning(raw, config))
+    raw = read_raw(run.spark, events, config=run.config)
+    result = StepResult(warnings=_unread_warning(raw, run.config))
     load_early()
-    with _kept_in_memory(split.judged):
-        tally = _tally(split)
-        _refuse_bad_source(tally, events, config, allow_empty=allow_empty)
-        run.note(_balance_line(tally))
-        result.counters.update(tally.counters())
-        settled = _settle(split.good, config)
-        with _kept_in_memory(settled):
-            caps, calendar = _caps(run, settled, tally)
-            capped = cap_dwell(settled, caps=caps)
-            finished = capped.drop("unknown_stream")
-            if tally.kept:
-                _pass_gate(run, finished, tally, result)
-                _describe(capped, config, tally, result)
-            quarantine = split.quarantine if tally.quarantined else split.quarantine.limit(0)
-            _write(run, finished, quarantine, result, caps, calendar, definition, rebuild=rebuild)
+    mark = None if rebuild else stored_mark(run.warehouse)
+    reading = choose_reading(run, raw, mark, rebuild=rebuild)
+    result.facts["reading"] = reading.reason
+    if reading.nothing:
+        run.note(f"ingest: nothing to do, {reading.reason}")
+        return result
+    source = Source(events, raw, definition, allow_empty, rebuild)
+    if mark is not None and reading.since is not None and _ingest_new(run, source, mark, reading, result):
+        return result
+    run.note(f"ingest: the whole source, {result.facts['reading']}")
+    _ingest_all(run, source, result)
     return result
 
 
+def _ingest_all(run: Run, source: Source, result: StepResult) -> None:
+    lazy = split_raw(source.raw, config=run.config, run_id=run.run_id, until=_midnight(run.run_date))
+    split = lazy.on(held(lazy.judged))
+    tally = tally_rows(split)
+    refuse_bad_source(tally, source, run.config)
+    run.note(balance_line(tally))
+    result.counters.update(tally.counters())
+    settled = held(_settle(split.good, run.config))
+    baseline = _fit_baseline(run, settled, tally)
+    capped = cap_dwell(settled, caps=baseline.caps_ms if baseline else {})
+    if tally.kept:
+        _pass_gate(run, capped.drop("unknown_stream"), tally.kept, result)
+        _describe(capped, run.config, result)
+    quarantine = split.quarantine if tally.quarantined else split.quarantine.limit(0)
+    if source.rebuild:
+        run.warehouse.drop(EVENTS_QUARANTINE.name)
+        run.warehouse.drop(EVENTS.name)
+    timed = tally.read - tally.untimed
+    _write(
+        run, Written(capped.drop("unknown_stream"), quarantine, tally), source, result,
+        state=(baseline, timed, timed, None),
+    )  # fmt: skip
+
+
+def _ingest_new(run: Run, source: Source, mark: Mark, reading: Reading, result: StepResult) -> bool:
+    """Judge the rows first seen since the mark and settle the sessions they touch; False: the whole is needed."""
+    since = reading.since
+    assert since is not None
+    new = seen_since(source.raw, unit=run.config.time_unit, since=_midnight(since))
+    known = known_copies(run, new)
+    lazy = split_raw(new, config=run.config, run_id=run.run_id, until=_midnight(run.run_date), known=known)
+    split = lazy.on(held(lazy.judged))
+    if overtaken(split.judged, known, since):
+        result.facts["reading"] = f"a copy of a stored event came before {since}"
+        return False
+    quarantine, tally = split.quarantine, tally_rows(split)
+    timed = tally.read - tally.untimed
+    before = untimed_before(run, mark)
+    if reading.chunk:
+        quarantine = merged_copies(before, quarantine)
+    else:
+        tally = without_untimed(tally, before)
+    refuse_bad_source(tally, source, run.config)
+    run.note(f"ingest: {reading.reason}: {balance_line(tally)}")
+    result.counters.update(tally.counters())
+    chains = chains_of(run, split.good)
+    settled = held(cap_dwell(_settle(chains, run.config), caps=mark.baseline.caps_ms))
+    finished, days, stored = partitions_with(run, settled)
+    result.facts["days"] = ", ".join(map(str, days))
+    _pass_gate(run, finished, stored + tally.kept, result)
+    if tally.kept:
+        _describe(settled.where("is_new").drop("is_new"), run.config, result)
+    _write(
+        run, Written(finished, quarantine, tally, since, days), source, result,
+        state=(mark.baseline, mark.rows + timed, timed, since),
+    )  # fmt: skip
+    return True
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time())
+
+
 def _settle(good: DataFrame, config: Config) -> DataFrame:
-    """Events with streams, sessions and uncapped dwells settled; `unknown_stream` is still there."""
-    closed = close_streams(good, config=config)
-    return derive_dwell(assign_sessions(closed, config=config), config=config)
-
-
-def _tally(split: RawSplit) -> Tally:
-    bare = F.count_if(F.col("hint").contains(BARE_NUMBER))
-    rows = (
-        split.judged.groupBy("fate", "reason")
-        .agg(
-            F.count(F.lit(1)).alias("n"),
-            F.count_if("bad_dwell").alias("bad"),
-            F.min("event_ts").alias("first"),
-            bare.alias("bare"),
-        )
-        .collect()
+    """Events with sessions and uncapped dwells settled; what the source logged stays beside them."""
+    logged = good.withColumns({"dwell_logged_ms": F.col("dwell_ms"), "_bad": F.col("bad_dwell")})
+    return derive_dwell(assign_sessions(logged, config=config), config=config).withColumnRenamed(
+        "_bad", "bad_dwell"
     )
-    n = {row["fate"]: row["n"] for row in rows if row["fate"] != QUARANTINED}
-    kept = [row for row in rows if row["fate"] == KEPT]
-    tally = Tally(
-        read=split.seen.count(),  # counted apart, so that the balance is a check and not a definition
-        kept=n.get(KEPT, 0),
-        deduplicated=n.get(DEDUPLICATED, 0),
-        reasons={row["reason"]: row["n"] for row in rows if row["fate"] == QUARANTINED},
-        bad_dwell=sum(row["bad"] for row in kept),
-        first_event=kept[0]["first"] if kept else None,
-        bare_numbers=sum(row["bare"] for row in rows),
-    )
-    if tally.read != tally.kept + tally.deduplicated + tally.quarantined:
-        raise DynamixError(
-            f"rows do not balance: {_balance_line(tally)}; the source changed while it was read, run again"
-        )
-    return tally
 
 
-def _refuse_bad_source(tally: Tally, source: str, config: Config, *, allow_empty: bool) -> None:
-    if tally.read == 0:
-        if allow_empty:
-            return
-        raise InputError.empty(f"{source} (before the run date)")
-    share = tally.quarantined / tally.read
-    if share <= config.max_quarantined:
-        return
-    if tally.bare_numbers > tally.quarantined / 2:
-        raise undeclared_unit(source, config.columns.get("event_ts", "event_ts"), "text of digits", None)
-    reasons = ", ".join(
-        f"{name} {n}" for name, n in sorted(tally.reasons.items(), key=lambda r: (-r[1], r[0]))
-    )
-    raise InputError.too_much_quarantined(source, share, config.max_quarantined, reasons)
-
-
-def _caps(run: Run, settled: DataFrame, tally: Tally) -> tuple[dict[str, int], Calendar | None]:
+def _fit_baseline(run: Run, settled: DataFrame, tally: Tally) -> Baseline | None:
     """Caps per stream, fitted on the baseline window of this cycle and frozen with it."""
     if tally.first_event is None:
-        return {}, None
+        return None
     calendar = build_calendar(run.run_date, first_event=tally.first_event, days=run.config.calendar.days)
     window = settled.where(calendar.baseline.sql("event_ts"))
     rows = dwell_caps(window, run.config.dwell.cap_quantile).collect()
-    return {row["stream"]: row["cap_ms"] for row in sorted(rows)}, calendar
+    return Baseline.of(calendar, {row["stream"]: row["cap_ms"] for row in sorted(rows)})
 
 
-def _pass_gate(run: Run, finished: DataFrame, tally: Tally, result: StepResult) -> None:
-    until = datetime.combine(run.run_date, time())
+def _pass_gate(run: Run, finished: DataFrame, expected: int, result: StepResult) -> None:
+    until = _midnight(run.run_date)
     late = (F.col("event_ts") >= F.lit(until)) | (F.col("ingest_ts") >= F.lit(until))
     report = gate(
         finished, EVENTS, extra=_event_rules(run.config) | {"every row is before the run date": late}
     )
-    if report.metrics.get("rows", tally.kept) != tally.kept:
+    if report.metrics.get("rows", expected) != expected:
         raise DynamixError(
-            f"{report.metrics['rows']} events came of {tally.kept} kept rows; the source changed while it was "
+            f"{report.metrics['rows']} events came of {expected} rows; the source changed while it was "
             "read, run again"
         )
     result.metrics["quality_expectations"] = float(len(report.results.get("results", ())))
@@ -180,7 +181,7 @@ def _event_rules(config: Config) -> dict[str, Column]:
     return rules
 
 
-def _describe(capped: DataFrame, config: Config, tally: Tally, result: StepResult) -> None:
+def _describe(capped: DataFrame, config: Config, result: StepResult) -> None:
     """Counters of dwells, impressions and unknown streams; warnings on a hot user and a closed contract."""
     counts = {
         "events_outside_sessions": F.count_if(F.col("session_id").isNull()),
@@ -193,6 +194,7 @@ def _describe(capped: DataFrame, config: Config, tally: Tally, result: StepResul
     row = per_user.agg(
         F.count(F.lit(1)).alias("users"),
         F.max(F.struct("n", "user_id")).alias("most"),
+        F.sum("n").alias("events"),
         *[F.sum(name).alias(name) for name in counts],
     ).collect()[0]
     result.counters |= {name: row[name] for name in ("users", *counts)}
@@ -203,31 +205,53 @@ def _describe(capped: DataFrame, config: Config, tally: Tally, result: StepResul
         )
     if row["unknown_streams"]:
         result.warnings.append(f"{row['unknown_streams']} events of unknown streams went to unknown/unknown")
-    if row["users"] > 10 and row["most"]["n"] > HOT_USER_SHARE * tally.kept:
-        share = row["most"]["n"] / tally.kept
+    if row["users"] > 10 and row["most"]["n"] > HOT_USER_SHARE * row["events"]:
+        share = row["most"]["n"] / row["events"]
         result.warnings.append(f"hot user {row['most']['user_id']!r} has {share:.0%} of the events; a bot?")
 
 
+@dataclass(frozen=True)
+class Written:
+    """Finished rows of both tables; `days` are the partitions of events they replace, None for all."""
+
+    events: DataFrame
+    quarantine: DataFrame
+    tally: Tally
+    since: date | None = None
+    days: Sequence[date] | None = None
+
+    @property
+    def event_range(self) -> str | None:
+        if self.days is None:
+            return None
+        listed = ", ".join(f"date'{day}'" for day in self.days)
+        return f"event_date IN ({listed})"
+
+    @property
+    def quarantine_range(self) -> str | None:
+        return f"seen_date IS NULL OR seen_date >= date'{self.since}'" if self.since else None
+
+
 def _write(
-    run: Run, finished: DataFrame, quarantine: DataFrame, result: StepResult, caps: Mapping[str, int],
-    calendar: Calendar | None, definition: str, *, rebuild: bool,
+    run: Run, written: Written, source: Source, result: StepResult,
+    *, state: tuple[Baseline | None, int, int, date | None],
 ) -> None:  # fmt: skip
     """Both tables, `events` last: its commit is what makes the step done."""
     spark, place = run.spark, run.warehouse
-    if rebuild:
-        place.drop(EVENTS_QUARANTINE.name)
-        place.drop(EVENTS.name)
-    note: dict[str, object] = {"run_id": run.run_id, "caps_ms": dict(caps)}
-    if calendar is not None:
-        note["baseline_version"] = calendar.baseline_version
-        result.facts["baseline_version"] = calendar.baseline_version
-    result.tables[EVENTS_QUARANTINE.name] = place.replace(
-        spark, EVENTS_QUARANTINE, quarantine, metadata=note, allow_empty=True, definition=definition
-    )
+    baseline, rows, rows_new, since = state
+    quarantined = place.replace(
+        spark, EVENTS_QUARANTINE, written.quarantine, where=written.quarantine_range,
+        metadata={"run_id": run.run_id}, allow_empty=True, definition=source.definition,
+    )  # fmt: skip
+    result.tables[EVENTS_QUARANTINE.name] = quarantined
+    note: dict[str, object] = {"run_id": run.run_id}
+    if baseline is not None:
+        note |= Mark(run.run_date, rows, rows_new, since, quarantined, baseline).note()
+        result.facts["baseline_version"] = baseline.version
     result.tables[EVENTS.name] = place.replace(
-        spark, EVENTS, finished, metadata=note,
-        allow_empty=result.counters["rows_read"] == 0, definition=definition,
-        empty=result.counters["rows_kept"] == 0,
+        spark, EVENTS, written.events, where=written.event_range, metadata=note,
+        allow_empty=written.tally.read == 0, definition=source.definition,
+        empty=written.tally.kept == 0 and written.days is None,
     )  # fmt: skip
 
 
@@ -244,19 +268,3 @@ def _unread_warning(raw: DataFrame, config: Config) -> list[str]:
     if not unread:
         return []
     return [f"columns nothing reads: {', '.join(unread)}; name them under `attributes:` to keep them"]
-
-
-def _balance_line(tally: Tally) -> str:
-    return (
-        f"{tally.read} rows read = {tally.kept} kept + {tally.deduplicated} deduplicated "
-        f"+ {tally.quarantined} quarantined"
-    )
-
-
-@contextmanager
-def _kept_in_memory(frame: DataFrame) -> Iterator[None]:
-    frame.persist()
-    try:
-        yield
-    finally:
-        frame.unpersist()

@@ -23,7 +23,7 @@ from dynamix.features.streams import event_columns
 from dynamix.features.training import with_segments
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import cycle_calendar, seen_events
-from dynamix.jobs.frames import table_frame
+from dynamix.jobs.frames import held, table_frame
 from dynamix.jobs.heatmap import terminal
 from dynamix.jobs.report_data import cells_from_rows
 from dynamix.segmentation.effects import Effect, effect
@@ -107,19 +107,16 @@ def measure(
     )
     listed = {int(r["stream_id"]): str(r["stream"]) for r in streams.select("stream_id", "stream").collect()}
     labelled = statistics_rows(label_impressions(events, config=config), calendar)
-    rows = with_segments(labelled, segments).persist()
-    try:
-        result = StepResult(warnings=list(calendar.lost))
-        _guard(rows, config, calendar, result)
-        prediction, rows = _prediction(run, rows, given, 1 + max(names))
-        history = event_columns(events, streams, stats, config)
-        run.note(f"mask: one scan over the histories of {result.counters['rows_read']} impressions")
-        table = cell_sums(
-            history, rows, history=config.history, heads=config.heads(), n_streams=1 + max(listed),
-            given=prediction, thirds_us=thirds(calendar), run_date_us=_micros(run.run_date),
-        ).collect()  # fmt: skip
-    finally:
-        rows.unpersist()
+    rows = held(with_segments(labelled, segments))
+    result = StepResult(warnings=list(calendar.lost))
+    _guard(rows, config, calendar, result)
+    prediction, rows = _prediction(run, rows, given, 1 + max(names))
+    history = event_columns(events, streams, stats, config)
+    run.note(f"mask: one scan over the histories of {result.counters['rows_read']} impressions")
+    table = cell_sums(
+        history, rows, history=config.history, heads=config.heads(), n_streams=1 + max(listed),
+        given=prediction, thirds_us=thirds(calendar), run_date_us=_micros(run.run_date),
+    ).collect()  # fmt: skip
     counts = attribution_counts(events, config).collect()[0].asDict()
     result.counters |= {f"conversions_{k}" if k != "conversions" else k: int(v) for k, v in counts.items()}
     sums = {

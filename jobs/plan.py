@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date
+from datetime import datetime, time
 
 from pyspark.sql import functions as F
 
-from dynamix.contracts import RUN_LOG
+from dynamix.contracts import EVENTS, RUN_LOG
+from dynamix.errors import GuardError
+from dynamix.features.instants import DAY_US, seen_since, valid_times
+from dynamix.features.raw import read_raw
+from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.features import FEATURE_TABLES, agreement, cycle_calendar, dirty_days, seen_events
+from dynamix.jobs.increment import choose_reading
 from dynamix.jobs.run_log import Step, content_id, fingerprint, is_done
 
 
 def plan(run: Run, *, events: str | None = None) -> StepResult:
-    """One line a step: `run` or `skip` with the reason; with `events`, the days that differ."""
+    """One line a step: `run` or `skip` with the reason; then the days to rebuild, with `events` those of the source."""
     from dynamix.jobs.run import STEPS
 
     result = StepResult()
@@ -28,7 +34,8 @@ def plan(run: Run, *, events: str | None = None) -> StepResult:
         if not reason:
             result.skipped.append(step.verb)
     if events is not None:
-        lines += _days(run, events)
+        lines += _raw_days(run, events)
+    lines += _feature_days(run)
     result.facts["text"] = "\n".join(lines)
     return result
 
@@ -67,19 +74,46 @@ def _changed_inputs(run: Run, step: Step) -> list[str]:
     ]
 
 
-def _days(run: Run, events: str) -> list[str]:
-    from dynamix.features.raw import read_raw
-
+def _raw_days(run: Run, events: str) -> list[str]:
+    """What ingest would read, and the new rows by day of event: those of earlier days came late."""
     raw = read_raw(run.spark, events, config=run.config)
-    days = raw.groupBy(F.to_date("event_ts").alias("day")).agg(F.count("*").alias("n"))
-    incoming: dict[date, int] = {row["day"]: row["n"] for row in days.collect() if row["day"] is not None}
-    stored: dict[date, int] = {}
-    if run.warehouse.exists(run.spark, "events"):
-        table = run.warehouse.read(run.spark, "events").groupBy("event_date").agg(F.count("*").alias("n"))
-        stored = {row["event_date"]: row["n"] for row in table.collect()}
-    differ = sorted(day for day in set(incoming) | set(stored) if incoming.get(day) != stored.get(day))
-    lines = [f"days in the source: {len(incoming)}, of which {len(differ)} differ from the events table"]
-    lines += [
-        f"  {day}: source {incoming.get(day, 0)} rows, table {stored.get(day, 0)}" for day in differ[:10]
-    ]
-    return lines + ([f"  … and {len(differ) - 10} more"] if len(differ) > 10 else [])
+    mark = stored_mark(run.warehouse)
+    try:
+        reading = choose_reading(run, raw, mark, rebuild=False)
+    except GuardError as refused:
+        return [f"ingest would refuse: {refused.message}"]
+    if reading.nothing:
+        return [f"source: {reading.reason}"]
+    if reading.since is None:
+        return [f"source: all of it, because {reading.reason}"]
+    since = datetime.combine(reading.since, time())
+    new = seen_since(raw, unit=run.config.time_unit, since=since)
+    times = valid_times(new, unit=run.config.time_unit)
+    day = F.date_from_unix_date(F.floor(times["event_ts"] / F.lit(DAY_US)).cast("int"))
+    counted = {
+        row["day"]: row["n"] for row in new.groupBy(day.alias("day")).agg(F.count("*").alias("n")).collect()
+    }
+    lines = [f"source: {reading.reason}; days of events that they touch (and their sessions' neighbours):"]
+    for when in sorted(d for d in counted if d is not None and d < run.run_date):
+        late = " late" if when < reading.since else ""
+        lines.append(f"  {when}: {counted[when]}{late} rows")
+    if counted.get(None):
+        lines.append(f"  {counted[None]} rows without a readable time")
+    return lines
+
+
+def _feature_days(run: Run) -> list[str]:
+    """Per feature table the days that `features` would rebuild now, and why."""
+    if not run.warehouse.exists(run.spark, EVENTS.name):
+        return []
+    calendar = cycle_calendar(run, seen_events(run))
+    agreed = agreement(run, calendar.baseline_version)
+    version = run.warehouse.data_version(run.spark, EVENTS.name)
+    lines = ["features, by the change data of table 'events':"]
+    for table in FEATURE_TABLES:
+        days = dirty_days(run, table, agreed, version)
+        if days is None:
+            lines.append(f"  {table.name}: all days (not built yet, or another baseline, config or code)")
+        else:
+            lines.append(f"  {table.name}: {', '.join(map(str, days)) or 'nothing changed'}")
+    return lines

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dynamix.config import DEFINITION_SECTIONS
+from dynamix.config import FEATURE_SECTIONS, RAW_SECTIONS
 from dynamix.errors import DynamixError
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import features
@@ -18,18 +18,17 @@ from dynamix.jobs.score import score
 from dynamix.jobs.segment import segment
 from dynamix.jobs.train import train
 
-_RAW = (*DEFINITION_SECTIONS, "format", "contract", "known_streams", "max_quarantined", "future_tolerance_s")
 _IMPRESSIONS = ("attribution", "history", "calendar", "labels", "prediction_rows", "streams")
 STEPS: dict[str, Step] = {
     step.verb: step
     for step in (
-        Step("ingest", ingest, (), ("events", "events_quarantine"), _RAW),
+        Step("ingest", ingest, (), ("events", "events_quarantine"), RAW_SECTIONS),
         Step(
             "features",
             features,
             ("events",),
             ("streams", "ebf_session", "ebf_surface", "user_stats"),
-            (*_RAW, "calendar", "streams"),
+            FEATURE_SECTIONS,
         ),
         Step(
             "segment",

@@ -16,7 +16,7 @@ from dynamix.contracts import COLD_SEGMENT, N_DWELL_BINS, SEGMENT_REGISTRY, SEGM
 from dynamix.features.calendar import Calendar
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import cycle_calendar, seen_events
-from dynamix.jobs.frames import table_frame
+from dynamix.jobs.frames import held, table_frame
 from dynamix.models.registry import Registry, register_segmenter
 from dynamix.segmentation.assign import Rule, activity_border, histories
 from dynamix.segmentation.counts import user_counts
@@ -55,21 +55,12 @@ def segment(run: Run, *, tracking_uri: str = "") -> StepResult:
     """
     events = seen_events(run)
     calendar = cycle_calendar(run, events)
-    streams = run.warehouse.read(run.spark, "streams").persist()
-    counts = user_counts(events, streams, config=run.config, calendar=calendar).persist()
+    streams = held(run.warehouse.read(run.spark, "streams"))
+    counts = held(user_counts(events, streams, config=run.config, calendar=calendar))
     result = StepResult()
-    try:
-        listed = {
-            int(r["stream_id"]): str(r["stream"]) for r in streams.select("stream_id", "stream").collect()
-        }
-        settled, rows = _settle(run, counts, calendar, listed)
-        try:
-            _write(run, settled, rows, result)
-        finally:
-            rows.unpersist()
-    finally:
-        counts.unpersist()
-        streams.unpersist()
+    listed = {int(r["stream_id"]): str(r["stream"]) for r in streams.select("stream_id", "stream").collect()}
+    settled, rows = _settle(run, counts, calendar, listed)
+    _write(run, settled, rows, result)
     _register(run, settled, result, tracking_uri)
     return result
 
@@ -93,7 +84,7 @@ def _settle(
     active_from = activity_border(counts, min_events=config.min_events, day=border_day)
     rule = Rule.of(config, active_from=active_from)
     run.note("segment: posterior of every user at every midnight")
-    rows = histories(counts, fitted.mixture, rule=rule, calendar=calendar).persist()
+    rows = held(histories(counts, fitted.mixture, rule=rule, calendar=calendar))
     previous = _previous(run)
     identity = _identity(run, fitted, rows, previous)
     per_stream = N_DWELL_BINS if config.dwell_bins else 1

@@ -144,6 +144,11 @@ class PriceConfig(Section):
 
 class CalendarConfig(Section):
     days: int = Field(42, ge=1, description="days before the run date that the cycle looks at")
+    refit_days: int = Field(
+        7,
+        ge=1,
+        description="days that mu, sigma, caps and habit windows stay frozen before a run fits them anew",
+    )
 
 
 class Config(Section):
@@ -201,6 +206,12 @@ DEFINITION_SECTIONS = (
     "organic_impressions", "session", "dwell",
 )  # fmt: skip
 """Sections that define what a stored event row means; a warehouse keeps to one of them (fault 30)."""
+RAW_SECTIONS = (
+    *DEFINITION_SECTIONS, "format", "contract", "known_streams", "max_quarantined", "future_tolerance_s"
+)  # fmt: skip
+"""Sections that the events table depends on."""
+FEATURE_SECTIONS = (*RAW_SECTIONS, "calendar", "streams")
+"""Sections that the feature tables depend on."""
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

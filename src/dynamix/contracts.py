@@ -131,6 +131,8 @@ EVENTS = Table(
             "dwell_ms", "bigint", "milliseconds; NULL when unknown", check="dwell_ms IS NULL OR dwell_ms >= 0"
         ),
         Column("dwell_status", "string", nullable=False, allowed=DWELL_STATUSES),
+        _col("dwell_logged_ms", "bigint", "as the source logged it: a later event settles dwell_ms anew"),
+        _key("bad_dwell", "boolean", "logged, but no length of time"),
         _col("value", "double"),
         _col("sample_weight", "double"),
         _col("score_logged", "double"),
@@ -151,6 +153,8 @@ EVENTS_QUARANTINE = Table(
         _key("raw", "string", "the raw row as JSON"),
         _col("hint", "string", "what the value looks like, e.g. milliseconds read as seconds"),
         _key("copies", "bigint", "equal raw rows"),
+        _col("event_id", "string", "of a conflicting copy, so that later copies meet it"),
+        _col("seen_date", "date", "UTC day of the later of its two times; NULL where neither is readable"),
         _key("run_id"),
     ),
     unhashed=("run_id",),
