@@ -6,7 +6,9 @@ import math
 
 from torch import Tensor, nn
 
-from dynamix.models.layers.jagged import expand_rows, segment_softmax, segment_sum
+from dynamix.models.kernels.dispatch import pool
+from dynamix.models.kernels.form import Form, Keys
+from dynamix.models.layers.jagged import segment_sum
 
 
 class TargetAttention(nn.Module):
@@ -21,15 +23,14 @@ class TargetAttention(nn.Module):
         self.query = nn.Linear(width, width)
         self.value = nn.Linear(width, width, bias=False)
         self.empty = nn.Linear(1, width, bias=False)  # learned default of an empty history
-        self.scale = 1 / math.sqrt(width)
+        self.form = Form(scale=1 / math.sqrt(width))
 
     def forward(
         self, query: Tensor, events: Tensor, bias: Tensor, offsets: Tensor, row: Tensor, keep: Tensor | None
     ) -> Tensor:
-        asked = expand_rows(self.query(query) * self.scale, offsets, row)  # (N, D)
-        weight = segment_softmax((asked * events).sum(1) + bias, offsets, row, keep)  # (N,)
-        pooled = segment_sum(events * weight.unsqueeze(1), offsets, row)  # (B, D)
-        filled = segment_sum(weight.detach().unsqueeze(1), offsets, row).clamp(
-            0, 1
-        )  # (B, 1): 1, or 0 if empty
+        asked, seen = self.query(query)[:, None, None], events.unsqueeze(1)  # (B, 1, 1, D), (N, 1, D)
+        keys = Keys(bias.unsqueeze(1), keep)
+        pooled = pool(asked, seen, seen, offsets, keys=keys, form=self.form).flatten(1)  # (B, D)
+        counted = bias.new_ones(bias.shape) if keep is None else keep.to(bias.dtype)
+        filled = segment_sum(counted.unsqueeze(1), offsets, row).clamp(0, 1)  # (B, 1): 1, or 0 if empty
         return self.value(pooled) + self.empty(1 - filled)  # type: ignore[no-any-return]

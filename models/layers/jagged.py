@@ -30,16 +30,29 @@ def expand_rows(x: Tensor, offsets: Tensor, row: Tensor) -> Tensor:
 
 
 def segment_softmax(score: Tensor, offsets: Tensor, row: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Softmax of score (N,) inside each row; events with keep False get exactly 0, empty rows nothing."""
+    """Softmax of score (N,) or (N, C) inside each row; events with keep (N,) False get exactly 0."""
+    flat = score.unsqueeze(1) if score.dim() == 1 else score  # (N, C)
     if keep is not None:
-        score = score.masked_fill(~keep, -torch.inf)
+        flat = flat.masked_fill(~keep.unsqueeze(1), -torch.inf)
     with torch.no_grad():
-        top = score.new_full((offsets.shape[0] - 1,), -torch.inf).scatter_reduce(0, row, score, "amax")
+        top = segment_max(flat, offsets, row)
         top = torch.where(torch.isfinite(top), top, torch.zeros_like(top))
-    weight = (score - top.index_select(0, row)).exp()
-    total = segment_sum(weight.unsqueeze(1), offsets, row)
+    weight = (flat - top.index_select(0, row)).exp()
+    total = segment_sum(weight, offsets, row)
     tiny = torch.finfo(weight.dtype).tiny
-    return weight / expand_rows(total, offsets, row).squeeze(1).clamp_min(tiny)
+    return (weight / expand_rows(total, offsets, row).clamp_min(tiny)).view(score.shape)
+
+
+def segment_mean(x: Tensor, offsets: Tensor, row: Tensor) -> Tensor:
+    """Mean of x (N, C) inside each row, (B, C); an empty row gives 0."""
+    count = offsets.diff().clamp_min(1).to(x.dtype).unsqueeze(1)
+    return segment_sum(x, offsets, row) / count
+
+
+def segment_max(x: Tensor, offsets: Tensor, row: Tensor) -> Tensor:
+    """Greatest of x (N, C) inside each row, (B, C); an empty row gives −inf. Ties share the gradient evenly."""
+    start = x.new_full((offsets.shape[0] - 1, x.shape[1]), -torch.inf)
+    return start.scatter_reduce(0, row.unsqueeze(1).expand(-1, x.shape[1]), x, "amax")
 
 
 def cell_sum(x: Tensor, cell: Tensor, cells: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Kernels over jagged rows; callers go through `dispatch`."""
