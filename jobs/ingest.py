@@ -21,6 +21,7 @@ from dynamix.features.quality import gate, load_early
 from dynamix.features.raw import read_raw, undeclared_unit, unread_columns
 from dynamix.features.sessions import assign_sessions
 from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.drift import report_drift
 
 HOT_USER_SHARE = 0.1
 
@@ -81,6 +82,8 @@ def ingest(run: Run, *, events: str, allow_empty: bool = False, rebuild: bool = 
                 _describe(capped, config, tally, result)
             quarantine = split.quarantine if tally.quarantined else split.quarantine.limit(0)
             _write(run, finished, quarantine, result, caps, calendar, definition, rebuild=rebuild)
+            if tally.kept:
+                report_drift(run, finished, result, definition=definition)
     return result
 
 
@@ -152,6 +155,7 @@ def _pass_gate(run: Run, finished: DataFrame, tally: Tally, result: StepResult) 
     report = gate(
         finished, EVENTS, extra=_event_rules(run.config) | {"every row is before the run date": late}
     )
+    report.store(run.folder / "quality", EVENTS.name)
     if report.metrics.get("rows", tally.kept) != tally.kept:
         raise DynamixError(
             f"{report.metrics['rows']} events came of {tally.kept} kept rows; the source changed while it was "
