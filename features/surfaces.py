@@ -23,6 +23,7 @@ from dynamix.config import Config
 from dynamix.contracts import EBF_SURFACE
 from dynamix.features.dwell import BINS_PER_E
 from dynamix.features.grid import on_grid
+from dynamix.features.instants import DAY_US
 from dynamix.features.streams import has_usable_dwell, log_dwell, stream_events
 from dynamix.features.timeline import codes, whole_users
 
@@ -103,7 +104,7 @@ def _narrow(events: DataFrame, config: Config) -> DataFrame:
         "user_id",
         "surface",
         "stream",
-        F.unix_date(F.to_date("event_ts")).cast("bigint").alias("day"),
+        F.floor(F.unix_micros("event_ts") / F.lit(DAY_US)).cast("bigint").alias("day"),
         F.unix_micros("event_ts").alias("us"),
         F.when(has_usable_dwell(), F.col("dwell_ms")).alias("dwell"),
         log_dwell().alias("x"),

@@ -50,12 +50,15 @@ class Baseline:
 class Mark:
     """State of the events table: raw rows with a readable time before `until` were judged, `rows` of them.
 
-    `since` and `rows_new` describe the last increment (None and `rows` after a whole build);
-    `quarantine` is the version of events_quarantine written with it.
+    `kept` and `quarantined` of them (and of rows without a readable time) lie in the two tables. `since` and
+    `rows_new` describe the last increment (None and `rows` after a whole build); `quarantine` is the version of
+    events_quarantine written with it.
     """
 
     until: date
     rows: int
+    kept: int
+    quarantined: int
     rows_new: int
     since: date | None
     quarantine: int
@@ -84,6 +87,8 @@ def stored_mark(warehouse: Warehouse) -> Mark | None:
     return Mark(
         date.fromisoformat(tree["until"]),
         int(tree["rows"]),
+        int(tree["kept"]),
+        int(tree["quarantined"]),
         int(tree["rows_new"]),
         date.fromisoformat(since) if since else None,
         int(tree["quarantine"]),

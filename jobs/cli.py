@@ -167,7 +167,19 @@ HANDLERS: dict[str, Callable[[Namespace, Outcome], None]] = {
     "doctor": _doctor,
     "demo": _demo,
     **dict.fromkeys(
-        ("ingest", "features", "segment", "mask", "train", "score", "run", "report", "plan", "power"),
+        (
+            "ingest",
+            "features",
+            "segment",
+            "mask",
+            "train",
+            "score",
+            "run",
+            "report",
+            "plan",
+            "power",
+            "audit",
+        ),
         _on_warehouse,
     ),
 }

@@ -21,6 +21,7 @@ from dynamix.features.raw import read_raw, unread_columns
 from dynamix.features.sessions import assign_sessions
 from dynamix.jobs.baseline import Baseline, Mark, stored_mark
 from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.drift import report_drift
 from dynamix.jobs.frames import held
 from dynamix.jobs.increment import (
     Reading,
@@ -83,11 +84,9 @@ def _ingest_all(run: Run, source: Source, result: StepResult) -> None:
     if source.rebuild:
         run.warehouse.drop(EVENTS_QUARANTINE.name)
         run.warehouse.drop(EVENTS.name)
-    timed = tally.read - tally.untimed
-    _write(
-        run, Written(capped.drop("unknown_stream"), quarantine, tally), source, result,
-        state=(baseline, timed, timed, None),
-    )  # fmt: skip
+    _write(run, Written(capped.drop("unknown_stream"), quarantine, tally), source, result, baseline=baseline)
+    if tally.kept:
+        report_drift(run, capped.drop("unknown_stream"), result, definition=source.definition)
 
 
 def _ingest_new(run: Run, source: Source, mark: Mark, reading: Reading, result: StepResult) -> bool:
@@ -102,7 +101,6 @@ def _ingest_new(run: Run, source: Source, mark: Mark, reading: Reading, result: 
         result.facts["reading"] = f"a copy of a stored event came before {since}"
         return False
     quarantine, tally = split.quarantine, tally_rows(split)
-    timed = tally.read - tally.untimed
     before = untimed_before(run, mark)
     if reading.chunk:
         quarantine = merged_copies(before, quarantine)
@@ -118,10 +116,12 @@ def _ingest_new(run: Run, source: Source, mark: Mark, reading: Reading, result: 
     _pass_gate(run, finished, stored + tally.kept, result)
     if tally.kept:
         _describe(settled.where("is_new").drop("is_new"), run.config, result)
-    _write(
-        run, Written(finished, quarantine, tally, since, days), source, result,
-        state=(mark.baseline, mark.rows + timed, timed, since),
-    )  # fmt: skip
+    written = Written(finished, quarantine, tally, since, days, mark)
+    _write(run, written, source, result, baseline=mark.baseline)
+    if tally.kept:
+        table = run.warehouse.read(run.spark, EVENTS.name)
+        touched = table.where(F.col("event_date").isin(days))
+        report_drift(run, touched, result, definition=source.definition)
     return True
 
 
@@ -153,6 +153,7 @@ def _pass_gate(run: Run, finished: DataFrame, expected: int, result: StepResult)
     report = gate(
         finished, EVENTS, extra=_event_rules(run.config) | {"every row is before the run date": late}
     )
+    report.store(run.folder / "quality", EVENTS.name)
     if report.metrics.get("rows", expected) != expected:
         raise DynamixError(
             f"{report.metrics['rows']} events came of {expected} rows; the source changed while it was "
@@ -212,33 +213,38 @@ def _describe(capped: DataFrame, config: Config, result: StepResult) -> None:
 
 @dataclass(frozen=True)
 class Written:
-    """Finished rows of both tables; `days` are the partitions of events they replace, None for all."""
+    """Finished rows of both tables. An increment says since when, which days of `events`, and after which mark."""
 
     events: DataFrame
     quarantine: DataFrame
     tally: Tally
     since: date | None = None
-    days: Sequence[date] | None = None
+    days: Sequence[date] = ()
+    before: Mark | None = None
 
     @property
     def event_range(self) -> str | None:
-        if self.days is None:
-            return None
         listed = ", ".join(f"date'{day}'" for day in self.days)
-        return f"event_date IN ({listed})"
+        return f"event_date IN ({listed})" if listed else None
 
     @property
     def quarantine_range(self) -> str | None:
         return f"seen_date IS NULL OR seen_date >= date'{self.since}'" if self.since else None
 
+    def mark(self, run_date: date, quarantine: int, baseline: Baseline) -> Mark:
+        """State of the table once these rows are in it."""
+        timed, kept, out = self.tally.timed, self.tally.kept, self.tally.quarantined
+        old = (self.before.rows, self.before.kept, self.before.quarantined) if self.before else (0, 0, 0)
+        return Mark(
+            run_date, old[0] + timed, old[1] + kept, old[2] + out, timed, self.since, quarantine, baseline
+        )
+
 
 def _write(
-    run: Run, written: Written, source: Source, result: StepResult,
-    *, state: tuple[Baseline | None, int, int, date | None],
-) -> None:  # fmt: skip
+    run: Run, written: Written, source: Source, result: StepResult, *, baseline: Baseline | None
+) -> None:
     """Both tables, `events` last: its commit is what makes the step done."""
     spark, place = run.spark, run.warehouse
-    baseline, rows, rows_new, since = state
     quarantined = place.replace(
         spark, EVENTS_QUARANTINE, written.quarantine, where=written.quarantine_range,
         metadata={"run_id": run.run_id}, allow_empty=True, definition=source.definition,
@@ -246,12 +252,12 @@ def _write(
     result.tables[EVENTS_QUARANTINE.name] = quarantined
     note: dict[str, object] = {"run_id": run.run_id}
     if baseline is not None:
-        note |= Mark(run.run_date, rows, rows_new, since, quarantined, baseline).note()
+        note |= written.mark(run.run_date, quarantined, baseline).note()
         result.facts["baseline_version"] = baseline.version
     result.tables[EVENTS.name] = place.replace(
         spark, EVENTS, written.events, where=written.event_range, metadata=note,
         allow_empty=written.tally.read == 0, definition=source.definition,
-        empty=written.tally.kept == 0 and written.days is None,
+        empty=written.tally.kept == 0 and written.before is None,
     )  # fmt: skip
 
 

@@ -87,6 +87,12 @@ def build_parser() -> argparse.ArgumentParser:
     _warehouse(plan)
     plan.add_argument("--events", help="path or table of raw events")
     _warehouse(verb("power", "which cells these data can decide, and how many more days the rest needs"))
+    audit = verb(
+        "audit", "balance, leakage, and equality of the tables with plain Python on a sample of users"
+    )
+    _warehouse(audit)
+    audit.add_argument("--users", type=int, default=200, help="users of the sample")
+    audit.add_argument("--seed", type=int, default=0, help="another seed draws other users")
     doctor = verb("doctor", "check the environment and say how to mend it")
     doctor.add_argument("--warehouse", type=Path)
     demo = verb("demo", "a first small world, then the full demo world")

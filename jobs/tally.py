@@ -47,6 +47,10 @@ class Tally:
     def quarantined(self) -> int:
         return sum(self.reasons.values())
 
+    @property
+    def timed(self) -> int:
+        return self.read - self.untimed
+
     def counters(self) -> dict[str, int]:
         return {
             "rows_read": self.read,

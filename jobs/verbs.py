@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 from dynamix.config import Config
 from dynamix.errors import InputError
 from dynamix.features.tables import Warehouse
+from dynamix.jobs.audit import audit
 from dynamix.jobs.context import Run, StepResult, new_run_id
 from dynamix.jobs.plan import plan
 from dynamix.jobs.power import power
@@ -73,6 +74,8 @@ def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:
         return report(run, out=arguments.out)
     if verb == "power":
         return power(run)
+    if verb == "audit":
+        return audit(run, users=arguments.users, seed=arguments.seed)
     options: dict[str, object] = {}
     for name in ("allow_empty", "rebuild", "given", "truth", "model"):
         value = getattr(arguments, name, None)

@@ -136,6 +136,15 @@ class TrainConfig(Section):
     )
 
 
+class DriftConfig(Section):
+    psi: float = Field(0.2, gt=0, description="population stability index of dwell that is a warning (C.6)")
+    null_rate: float = Field(0.05, gt=0, le=1, description="change of a column's share of NULLs")
+    coverage_ratio: float = Field(
+        2.0, gt=1, description="factor by which a share of events or user days changes"
+    )
+    min_rows: int = Field(500, ge=1, description="fewer rows on either side are not compared")
+
+
 class PriceConfig(Section):
     currency: str = "EUR"
     per_training_hour: float = Field(0.0, ge=0)
@@ -182,6 +191,7 @@ class Config(Section):
     segmentation: SegmentationConfig = SegmentationConfig()
     mask: MaskConfig = MaskConfig()
     train: TrainConfig = TrainConfig()
+    drift: DriftConfig = DriftConfig()
     prices: PriceConfig = PriceConfig()
 
     def heads(self) -> tuple[str, ...]:

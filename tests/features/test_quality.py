@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from dynamix.contracts import Column, Table
+from dynamix.contracts import EVENTS, Column, Table
 from dynamix.features.quality import gate, rules, validate
 
 TABLE = Table(
@@ -66,3 +69,40 @@ def test_violations_are_counted_in_the_frame(spark: SparkSession) -> None:
     assert sum("not checkable" in failure for failure in lacking.failures) == 2
     empty = gate(frame.limit(0), TABLE)
     assert empty.failures == ("violated: things has at least one row",)
+
+
+def test_results_and_data_docs_are_stored_and_fetch_nothing(tmp_path: Path) -> None:
+    report = validate({**CLEAN, "null:a": 2}, rules(TABLE), name="things")
+    told, page = report.store(tmp_path / "quality", "things")
+    results = json.loads(told.read_text(encoding="utf-8"))
+    assert results["success"] is False
+    assert results["statistics"]["unsuccessful_expectations"] == 1
+    shown = page.read_text(encoding="utf-8")
+    assert "null:a" in shown and "Failed" in shown
+    assert re.findall(r"<(?:script|link|img|source)[^>]*(?:src|srcset|href)=.?https?:", shown) == []
+
+
+@pytest.mark.spark
+def test_the_gate_takes_at_most_two_jobs(spark: SparkSession) -> None:
+    frame = spark.range(1000).select(
+        F.col("id").cast("string").alias("event_id"),
+        *[F.lit("x").cast(c.sql_type).alias(c.name) for c in EVENTS.columns[1:] if c.sql_type == "string"],
+        F.timestamp_seconds(F.col("id")).alias("event_ts"),
+        F.timestamp_seconds(F.col("id")).alias("ingest_ts"),
+        F.current_date().alias("event_date"),
+        F.lit(1).cast("bigint").alias("dwell_ms"),
+    )
+    many = {
+        f"rule {number}": F.col("dwell_ms") > number for number in range(70)
+    }  # more than one word of bits
+    context = spark.sparkContext
+    context.setJobGroup("gate", "the data gate")
+    try:
+        report = gate(frame, EVENTS, extra=many)
+    finally:
+        jobs = context.statusTracker().getJobIdsForGroup("gate")
+        context.setJobGroup("", "")
+    assert 1 <= len(jobs) <= 2
+    assert (report.metrics["rows"], report.metrics["duplicates"]) == (1000, 0)
+    assert report.metrics["other:dwell_status"] == 1000
+    assert [report.metrics[f"extra:rule {number}"] for number in (0, 1, 69)] == [1000, 0, 0]

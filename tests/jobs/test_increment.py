@@ -164,7 +164,7 @@ def test_day_by_day_equals_one_build(
 def _state(until: date, *, rows: int, rows_new: int, since: date | None, fitted: date) -> Mark:
     start = datetime.combine(fitted - 7 * DAY, time())
     baseline = Baseline("b", start, start + 7 * DAY, True, fitted, {})
-    return Mark(until, rows, rows_new, since, 1, baseline)
+    return Mark(until, rows, rows, 0, rows_new, since, 1, baseline)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,256 @@
+"""The rules once more, in plain Python: what an event becomes, told with lists, dicts and loops.
+
+Nothing here is shared with the code that it judges: no frame, no array, no helper of this folder. It is slow
+and meant for samples: tests and `dynamix audit` compare every column with it (docs/faults.md D2). An event is
+a dict of the columns of `events`; instants are whole microseconds since 1970, dates are days since 1970.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dynamix.config import Config
+
+Event = dict[str, Any]
+Row = dict[str, Any]
+Caps = Mapping[str, int]
+
+DAY_US = 86_400_000_000
+_FIRST_US, _LAST_US = 31_536_000_000_000, 4_102_444_800_000_000  # 1971-01-01 and 2100-01-01
+_NOT_PAYLOAD = ("event_id", "ingest_ts", "torn")
+_USABLE = ("observed", "derived", "capped")
+_BIN_ENDS_MS = (0, 1_000, 2_000, 4_000, 8_000, 15_000, 30_000, 60_000, 120_000, 300_000, 900_000)
+
+
+def in_order(events: Iterable[Event]) -> list[Event]:
+    """Events by event_ts, then event_seq (none first), then ingest_ts, then event_id."""
+
+    def place(event: Event) -> tuple[int, bool, int, int, str]:
+        seq = event.get("event_seq")
+        return event["event_ts"], seq is not None, seq or 0, event["ingest_ts"], event["event_id"]
+
+    return sorted(events, key=place)
+
+
+def stream(event: Event) -> str:
+    """`surface/event_type`."""
+    return f"{event['surface']}/{event['event_type']}"
+
+
+def takes_part(event: Event, config: Config) -> bool:
+    """False for an impression, unless the config calls impressions organic."""
+    return config.organic_impressions or event["event_type"] not in config.impression_types
+
+
+# ---------------------------------------------------------------- raw rows
+
+
+def fates(rows: list[Event], config: Config) -> list[tuple[str, str | None]]:
+    """(kept, deduplicated or quarantined; the reason) of each row, in the order given (docs/faults.md 9, 10, 14-17).
+
+    Rows hold parsed values: text, or None where missing; event_ts None where no time can be read; `torn` True
+    where a payload cannot. Copies of an event_id: the earliest ingest stays (of equal copies the first given),
+    equal payloads are deduplicated, others conflict, and all conflict where the earliest ingest disagrees.
+    """
+    found: list[tuple[str, str | None]] = [("", None)] * len(rows)
+    copies: dict[str, list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        reason = _trouble(row, config)
+        if reason is None:
+            copies[row["event_id"]].append(number)
+        else:
+            found[number] = ("quarantined", reason)
+    for numbers in copies.values():
+        ingest = {n: _known_from(rows[n]) for n in numbers}
+        earliest = [n for n in numbers if ingest[n] == min(ingest.values())]
+        said = _payload(rows[earliest[0]])
+        torn_at_start = any(_payload(rows[n]) != said for n in earliest)
+        for n in numbers:
+            if torn_at_start or _payload(rows[n]) != said:
+                found[n] = ("quarantined", "CONFLICTING_DUPLICATE")
+            else:
+                found[n] = ("kept" if n == earliest[0] else "deduplicated", None)
+    return found
+
+
+def _trouble(row: Event, config: Config) -> str | None:
+    """The first reason that applies to a row by itself."""
+    for name, reason in (("user_id", "NULL_USER"), ("surface", "NULL_SURFACE"), ("event_type", "NULL_TYPE")):
+        if row[name] is None or not row[name].strip(" "):
+            return reason
+    if row["event_ts"] is None:
+        return "BAD_TIMESTAMP"
+    if any(not _FIRST_US <= at < _LAST_US for at in (row["event_ts"], _known_from(row))):
+        return "TIMESTAMP_RANGE"
+    if any(isinstance(value, str) and len(value.encode()) > 1024 for value in row.values()):
+        return "ID_TOO_LONG"
+    if row.get("torn"):
+        return "BAD_PAYLOAD"
+    if row["event_ts"] - _known_from(row) > config.future_tolerance_s * 1_000_000:
+        return "FUTURE_EVENT"
+    return None
+
+
+def _known_from(row: Event) -> int:
+    ingest = row.get("ingest_ts")
+    return int(row["event_ts"] if ingest is None else ingest)
+
+
+def _payload(row: Event) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in _NOT_PAYLOAD and value is not None}
+
+
+# ---------------------------------------------------------------- sessions and dwell
+
+
+def sessions(events: Iterable[Event], config: Config) -> list[list[Event]]:
+    """The pieces of every session as lists of events in order; impressions are in none.
+
+    A silence strictly longer than the gap parts a user's events, whatever day it is. Rule `given`: events of one
+    source_session_id belong together, those without one follow the gap rule among themselves. Each event comes
+    back as a copy with session_id, session_start and `cut` (True where max_length split the session).
+    """
+    gap_us = int(config.session.gap_s * 1e6)
+    given = config.session.rule == "given"
+    lines: dict[tuple[str, str | None], list[Event]] = defaultdict(list)
+    for event in in_order(events):
+        if takes_part(event, config):
+            lines[event["user_id"], event.get("source_session_id") if given else None].append(event)
+    found: list[list[Event]] = []
+    for (_, source), line in lines.items():
+        whole: list[Event] = []
+        for event in line:
+            if whole and source is None and event["event_ts"] - whole[-1]["event_ts"] > gap_us:
+                found += _pieces(whole, config)
+                whole = []
+            whole.append(event)
+        found += _pieces(whole, config)
+    return found
+
+
+def _pieces(whole: list[Event], config: Config) -> list[list[Event]]:
+    """Piece k of a session holds what lies in (k L, (k + 1) L] after its first event; piece 0 has that one too."""
+    length_us, first_us = int(config.session.max_length_s * 1e6), whole[0]["event_ts"]
+    parts: dict[int, list[Event]] = defaultdict(list)
+    for event in whole:
+        part = 0
+        while event["event_ts"] - first_us > (part + 1) * length_us:
+            part += 1
+        parts[part].append(event)
+    pieces = []
+    for part, piece in sorted(parts.items()):
+        names = [str(first_us), str(part)]
+        if config.session.rule == "given":
+            source = whole[0].get("source_session_id") or ""
+            names += [str(len(source)), source]
+        text = "|".join([*names, whole[0]["user_id"]])
+        label = {
+            "session_id": hashlib.sha256(text.encode()).hexdigest()[:32],
+            "session_start": piece[0]["event_ts"],
+            "cut": len(parts) > 1,
+        }
+        pieces.append([event | label for event in piece])
+    return pieces
+
+
+def settle(events: Iterable[Event], config: Config, *, caps: Caps | None = None) -> list[Event]:
+    """Every event once, with session_id, session_start, `cut`, dwell_ms and dwell_status.
+
+    `dwell_ms` comes in as logged. Logged: observed. Else the whole milliseconds to the session's next event:
+    derived. The last event of a session: censored, unknown, never 0. A `bad_dwell`, an impression, or any
+    unlogged dwell where `dwell.derive` is off: missing. Above the cap of its stream (else of `*`): capped.
+    """
+    everything = list(events)
+    settled = []
+    for piece in sessions(everything, config):
+        for event, after in zip(piece, [*piece[1:], None], strict=True):
+            settled.append(event | _dwell(event, after, config, caps or {}))
+    for event in everything:
+        if not takes_part(event, config):
+            alone = {"session_id": None, "session_start": None, "cut": False, "bad_dwell": True}
+            settled.append(event | alone | _dwell(event | alone, None, config, caps or {}))
+    return settled
+
+
+def _dwell(event: Event, after: Event | None, config: Config, caps: Caps) -> Row:
+    if event["dwell_ms"] is not None:
+        status, ms = "observed", event["dwell_ms"]
+    elif event.get("bad_dwell") or not config.dwell.derive:
+        status, ms = "missing", None
+    elif after is None:
+        status, ms = "censored", None
+    else:
+        status, ms = "derived", (after["event_ts"] - event["event_ts"]) // 1000
+    cap = caps.get(stream(event), caps.get("*"))
+    if ms is not None and cap is not None and ms > cap:
+        status, ms = "capped", cap
+    return {"dwell_ms": ms, "dwell_status": status}
+
+
+def cap(values: Iterable[int], quantile: float) -> int:
+    """Upper edge, in whole ms, of the quarter bin in ln(1 + ms) at which the counts reach the quantile."""
+    bins = sorted(math.floor(4 * math.log1p(value)) for value in values)
+    needed = next(number for i, number in enumerate(bins, 1) if i >= quantile * len(bins))
+    return math.floor(math.exp((needed + 1) / 4) - 1)
+
+
+def usable(event: Event) -> bool:
+    """True where the dwell may enter a statistic: known, and neither censored, imputed nor missing."""
+    return event["dwell_ms"] is not None and event["dwell_status"] in _USABLE
+
+
+# ---------------------------------------------------------------- history
+
+
+def history(settled: Iterable[Event], impression: Event, config: Config) -> list[Event]:
+    """The kept events of an impression, oldest first (docs/faults.md 44).
+
+    Of the same user, strictly before event_ts - embargo, known (ingest_ts) at the impression unless the rule is
+    `run_date`, of another request (none differs from all). The newest per_stream of each stream, of these the
+    newest total.
+    """
+    rule = config.history
+    before_us = impression["event_ts"] - round(rule.embargo_s * 1e6)
+    used: Counter[str] = Counter()
+    kept: list[Event] = []
+    for event in reversed(in_order(settled)):
+        if event["user_id"] != impression["user_id"] or not takes_part(event, config):
+            continue
+        same_request = (
+            impression["request_id"] is not None and event["request_id"] == impression["request_id"]
+        )
+        known = rule.as_known_at == "run_date" or event["ingest_ts"] <= impression["event_ts"]
+        if event["event_ts"] >= before_us or same_request or not known:
+            continue
+        if used[stream(event)] < rule.per_stream and len(kept) < rule.total:
+            used[stream(event)] += 1
+            kept.append(event)
+    return kept[::-1]
+
+
+def history_columns(kept: list[Event], impression: Event, *, scales: Mapping[str, Row], habit: float) -> Row:
+    """The hist_ arrays of `training_rows`; `scales` holds stream_id, mu, sigma and has_dwell of each stream."""
+    return {
+        "hist_stream": [scales[stream(event)]["stream_id"] for event in kept],
+        "hist_item": [event["item_id"] for event in kept],
+        "hist_category": [event["category"] for event in kept],
+        "hist_dwell_bin": [dwell_bin(event) for event in kept],
+        "hist_z": [_z(event, scales[stream(event)], habit) for event in kept],
+        "hist_age_s": [(impression["event_ts"] - event["event_ts"]) / 1e6 for event in kept],
+    }
+
+
+def dwell_bin(event: Event) -> int:
+    """0 to 10 by upper ends 0, 1, 2, 4, 8, 15, 30, 60, 120, 300 and 900 s, 11 above, 12 without a usable dwell."""
+    return sum(event["dwell_ms"] > edge for edge in _BIN_ENDS_MS) if usable(event) else 12
+
+
+def _z(event: Event, scale: Row, habit: float) -> float:
+    if not (usable(event) and scale["has_dwell"] and scale["mu"] is not None and scale["sigma"]):
+        return 0.0
+    z = (math.log1p(event["dwell_ms"]) - scale["mu"] - habit) / scale["sigma"]
+    return float(min(3.0, max(-3.0, z)))
