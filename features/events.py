@@ -9,31 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, MapType, StringType, StructType, VariantType
 
 from dynamix.config import Config
-from dynamix.contracts import EVENTS, ID_COLUMNS
+from dynamix.contracts import ID_COLUMNS
 from dynamix.errors import InputError
+from dynamix.features.copies import CANONICAL, KEPT, judge_copies, quarantine_rows
 from dynamix.features.instants import DAY_US, seen_before, seen_us, time_trouble, valid_times
 from dynamix.features.raw import ATTRIBUTES, CORRUPT
+from dynamix.features.row_text import JSON, ordered, row_hash, whole_row
 
 MAX_ID_BYTES = 1024
-KEPT, DEDUPLICATED, QUARANTINED = "kept", "deduplicated", "quarantined"
 
-_LATER = ("dwell_status", "dwell_logged_ms", "bad_dwell", "session_id", "session_start")
-_CANONICAL = tuple(name for name in EVENTS.names if name not in _LATER)
 _MEASURES = {"event_seq": "bigint", "position": "int", "value": "double", "sample_weight": "double",
              "score_logged": "double"}  # fmt: skip
 _MAX_DWELL_MS = 9.0e15
-_JSON = {
-    # Spark's default drops microseconds, which would make two events of one millisecond one event.
-    "ignoreNullFields": "false",
-    "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
-    "timestampNTZFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSS",
-    "timeZone": "UTC",
-}
 
 
 @dataclass(frozen=True)
@@ -59,11 +51,11 @@ class RawSplit:
 
     @property
     def good(self) -> DataFrame:
-        return self.judged.where(F.col("fate") == KEPT).select(*_CANONICAL, "bad_dwell", "unknown_stream")
+        return self.judged.where(F.col("fate") == KEPT).select(*CANONICAL, "bad_dwell", "unknown_stream")
 
     @property
     def quarantine(self) -> DataFrame:
-        return _quarantine(self.judged, self.run_id)
+        return quarantine_rows(self.judged, self.run_id)
 
 
 def split_raw(
@@ -79,7 +71,7 @@ def split_raw(
     """
     seen = seen_before(raw, unit=config.time_unit, until=until)
     parsed = close_streams(_parse(seen, config=config), config=config)
-    judged = _judge_copies(parsed, given_ids="event_id" in raw.columns, known=known)
+    judged = judge_copies(parsed, given_ids="event_id" in raw.columns, known=known)
     return RawSplit(seen, judged, run_id)
 
 
@@ -87,12 +79,6 @@ def raw_event_ids(raw: DataFrame) -> DataFrame:
     """event_id of every raw row, as ingest would store it."""
     types = {field.name: field.dataType for field in raw.schema.fields}
     return raw.select(_event_id(raw, types).alias("event_id"))
-
-
-def stored_payloads(events: DataFrame) -> DataFrame:
-    """(event_id, payload) of rows of `events`: what a later copy must say to be the same event."""
-    logged = events.withColumn("dwell_ms", F.col("dwell_logged_ms"))
-    return logged.select("event_id", _payload().alias("payload"))
 
 
 def latest_ingest(raw: DataFrame, *, config: Config) -> date:
@@ -166,7 +152,7 @@ def _parse(seen: DataFrame, *, config: Config) -> DataFrame:
         "seen_us": seen_us(seen, unit=config.time_unit),
         "reason": reason,
         "hint": hint,
-        "_whole": _whole_row(seen),
+        "_whole": whole_row(seen),
     }
     return seen.select([column.alias(name) for name, column in columns.items()])
 
@@ -200,7 +186,7 @@ def _reason(seen: DataFrame, config: Config, unreadable: list[tuple[Column, str]
 
 
 def _event_id(raw: DataFrame, types: dict[str, DataType]) -> Column:
-    return F.coalesce(_text("event_id", types), _hash(_whole_row(raw, but="ingest_ts")))
+    return F.coalesce(_text("event_id", types), row_hash(whole_row(raw, but="ingest_ts")))
 
 
 def _own_name(name: str) -> str:
@@ -273,130 +259,5 @@ def _attributes(types: dict[str, DataType], config: Config) -> tuple[Column, Col
 
 def _as_text(column: Column, data_type: DataType) -> Column:
     if isinstance(data_type, MapType | ArrayType | StructType | VariantType):
-        return F.to_json(_ordered(column, data_type), _JSON)
+        return F.to_json(ordered(column, data_type), JSON)
     return column.cast("string")
-
-
-# ---------------------------------------------------------------- copies and quarantine
-
-
-def _judge_copies(parsed: DataFrame, *, given_ids: bool, known: DataFrame | None) -> DataFrame:
-    """Add `fate`, `row_hash` and `raw` (both NULL unless quarantined); see `split_raw` for the rule.
-
-    Most ids occur once: only rows whose id's hash occurs again are shuffled, sorted and compared. The hashes
-    of such ids are broadcast, 8 bytes each.
-    """
-    old = None
-    if known is not None:
-        met = parsed.join(F.broadcast(known.withColumn("_known", F.lit(True))), "event_id", "left")
-        old = _later_copies(met.where("_known IS NOT NULL"))
-        parsed = met.where("_known IS NULL").drop("_known", "payload")
-    hashed = parsed.withColumn("_hash", F.xxhash64("event_id"))
-    again = hashed.groupBy("_hash").agg(F.count(F.lit(1)).alias("_n")).where("_n > 1")
-    marked = hashed.join(F.broadcast(again), "_hash", "left")
-    # Always true, but unknown to the optimiser: it would else push the dozens of conditions behind `reason`
-    # into every filter on the fate, and spend a minute on their normal form.
-    opaque = F.spark_partition_id() >= 0
-    own_fate = F.when(F.col("reason").isNotNull(), QUARANTINED).when(opaque, KEPT)
-    alone = marked.where("_n IS NULL").withColumn("fate", own_fate).drop("_hash", "_n")
-    judged = alone.unionByName(_compared(marked.where("_n IS NOT NULL"), given_ids=given_ids))
-    if old is not None:
-        judged = judged.unionByName(old)
-    out = F.col("fate") == QUARANTINED
-    return judged.select(
-        *_CANONICAL, "bad_dwell", "unknown_stream", "seen_us", "fate", "reason", "hint",
-        F.when(out, _hash(F.col("_whole"))).alias("row_hash"),
-        F.when(out, F.to_json("_whole", _JSON)).alias("raw"),
-    )  # fmt: skip
-
-
-def _later_copies(rows: DataFrame) -> DataFrame:
-    """Rows whose event an earlier run has judged: equal payload or conflict."""
-    bad, same = F.col("reason").isNotNull(), F.coalesce(_payload() == F.col("payload"), F.lit(False))
-    fate = F.when(bad, QUARANTINED).otherwise(DEDUPLICATED)
-    return _conflicts(rows.withColumn("fate", fate), ~bad & ~same).drop("_known", "payload")
-
-
-def _conflicts(rows: DataFrame, where: Column) -> DataFrame:
-    return rows.withColumns(
-        {
-            "fate": F.when(where, QUARANTINED).otherwise(F.col("fate")),
-            "reason": F.when(where, "CONFLICTING_DUPLICATE").otherwise(F.col("reason")),
-            "hint": F.when(where, "same event_id, other payload").otherwise(F.col("hint")),
-        }
-    )
-
-
-def _compared(rows: DataFrame, *, given_ids: bool) -> DataFrame:
-    """Rows judged against the others of their event_id."""
-    bad = F.col("reason").isNotNull()
-    # bad rows judge no copies: a key each keeps them from piling up in one task
-    key = F.when(bad, F.concat(F.lit("!"), _hash(F.col("_whole")))).otherwise(
-        F.concat(F.lit("="), F.col("event_id"))
-    )
-    same_id = Window.partitionBy("_key").orderBy("ingest_ts", "_payload")
-    copies = same_id.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
-    # Derived ids hash the whole row, so their copies never disagree and need no payload.
-    payload = _payload() if given_ids else F.lit(0).cast("bigint")
-    keyed = rows.withColumns({"_key": key, "_payload": payload})
-    first = F.min(F.struct("ingest_ts", "_payload")).over(copies)["_payload"]
-    # `~` reverses the order of whole numbers without overflow, so this is the largest payload of that time
-    last = F.bitwise_not(
-        F.min(F.struct("ingest_ts", F.bitwise_not("_payload").alias("inverse"))).over(copies)["inverse"]
-    )
-    ranked = keyed.withColumns({"_first": first, "_last": last, "_rank": F.row_number().over(same_id)})
-    conflict = ~bad & ((F.col("_first") != F.col("_last")) | (F.col("_payload") != F.col("_first")))
-    fate = F.when(bad, QUARANTINED).when(F.col("_rank") == 1, KEPT).otherwise(DEDUPLICATED)
-    return _conflicts(ranked.withColumn("fate", fate), conflict).drop(
-        "_hash", "_n", "_key", "_payload", "_first", "_last", "_rank"
-    )
-
-
-def _payload() -> Column:
-    """64-bit hash of what an event says besides its id and ingest; NULL differs from every value."""
-    names = [n for n in _CANONICAL if n not in ("event_id", "ingest_ts", "event_date", "attributes")]
-    values = [*map(F.col, names), F.to_json("attributes")]
-    missing = F.concat(*[F.when(value.isNull(), "1").otherwise("0") for value in values])
-    return F.xxhash64(*values, missing, "bad_dwell")
-
-
-def _quarantine(judged: DataFrame, run_id: str) -> DataFrame:
-    out = judged.where(F.col("fate") == QUARANTINED)
-    conflict = F.when(F.col("reason") == "CONFLICTING_DUPLICATE", F.col("event_id"))
-    day = F.date_from_unix_date(F.floor(F.col("seen_us") / F.lit(DAY_US)).cast("int"))
-    grouped = out.groupBy("row_hash", "reason").agg(
-        F.min("raw").alias("raw"),
-        F.min("hint").alias("hint"),
-        F.count(F.lit(1)).alias("copies"),
-        F.min(conflict).alias("event_id"),
-        F.min(day).alias("seen_date"),
-    )
-    return grouped.withColumn("run_id", F.lit(run_id))
-
-
-def _whole_row(frame: DataFrame, *, but: str = "") -> Column:
-    fields = sorted(
-        ((f.name, f.dataType) for f in frame.schema.fields if f.name != but), key=lambda field: field[0]
-    )
-    return F.struct(*[_ordered(F.col(f"`{name}`"), kind).alias(name) for name, kind in fields])
-
-
-def _hash(row: Column) -> Column:
-    """First 32 hex digits of SHA-256 over the row as JSON, NULLs written out."""
-    return F.substring(F.sha2(F.to_json(row, _JSON), 256), 1, 32)
-
-
-def _ordered(column: Column, data_type: DataType) -> Column:
-    """The value with the keys of maps and structs in order, at any depth, so that its JSON is one text."""
-    if isinstance(data_type, MapType):
-        kind, keys = data_type.valueType, F.array_sort(F.map_keys(column))
-        values = F.transform(keys, lambda key: _ordered(F.try_element_at(column, key), kind))
-        return F.map_from_arrays(keys, values)
-    if isinstance(data_type, ArrayType):
-        element = data_type.elementType
-        return F.transform(column, lambda item: _ordered(item, element))
-    if isinstance(data_type, StructType):
-        fields = sorted(data_type.fields, key=lambda field: field.name)
-        ordered = F.struct(*[_ordered(column[f.name], f.dataType).alias(f.name) for f in fields])
-        return F.when(column.isNotNull(), ordered)
-    return column

@@ -23,8 +23,8 @@ def balance(run: Run) -> list[str]:
     """One sentence per equation that holds. GuardError with both sides at the first that does not.
 
     rows read = kept + deduplicated + quarantined (newest `ingest` of the run log); rows of `events` = kept, copies
-    in `events_quarantine` = quarantined, both over all increments since the last whole build; events in sessions = sum of n_events over `ebf_session`; events of streams
-    = sum of n over the day rows of `ebf_surface`.
+    in `events_quarantine` = quarantined, both over all increments since the last whole build; events in sessions
+    = sum of n_events over `ebf_session`; events of streams = sum of n over the day rows of `ebf_surface`.
     """
     return [_equation(*sides) for sides in (*_logged(run), *_summed(run))]
 

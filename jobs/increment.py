@@ -14,7 +14,8 @@ from pyspark.sql import functions as F
 from dynamix.config import Config
 from dynamix.contracts import EVENTS, EVENTS_QUARANTINE
 from dynamix.errors import GuardError
-from dynamix.features.events import raw_event_ids, stored_payloads
+from dynamix.features.copies import stored_payloads
+from dynamix.features.events import raw_event_ids
 from dynamix.features.increment import matching, neighbours, touched_chains
 from dynamix.features.instants import seen_since, seen_us, since_1970
 from dynamix.jobs.baseline import Mark

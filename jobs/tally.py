@@ -11,7 +11,8 @@ from pyspark.sql import functions as F
 
 from dynamix.config import Config
 from dynamix.errors import DynamixError, InputError
-from dynamix.features.events import DEDUPLICATED, KEPT, QUARANTINED, RawSplit
+from dynamix.features.copies import DEDUPLICATED, KEPT, QUARANTINED
+from dynamix.features.events import RawSplit
 from dynamix.features.instants import BARE_NUMBER
 from dynamix.features.raw import undeclared_unit
 
