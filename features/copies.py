@@ -104,6 +104,7 @@ def _payload() -> Column:
 
 
 def quarantine_rows(judged: DataFrame, run_id: str) -> DataFrame:
+    """Columns of `events_quarantine`: one row per (row_hash, reason) of the judged rows that are no events."""
     out = judged.where(F.col("fate") == QUARANTINED)
     conflict = F.when(F.col("reason") == "CONFLICTING_DUPLICATE", F.col("event_id"))
     day = F.date_from_unix_date(F.floor(F.col("seen_us") / F.lit(DAY_US)).cast("int"))

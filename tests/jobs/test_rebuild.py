@@ -87,6 +87,7 @@ def at_once(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Bu
     return build(spark, tmp_path_factory.mktemp("once"), [(rows + late, AT_ONCE)])
 
 
+@pytest.mark.slow
 def test_late_rows_and_chunks_of_days_end_with_the_tables_of_one_build(
     spark: SparkSession, tmp_path: Path, at_once: Built
 ) -> None:
