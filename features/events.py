@@ -17,7 +17,7 @@ from dynamix.config import Config
 from dynamix.contracts import ID_COLUMNS
 from dynamix.errors import InputError
 from dynamix.features.copies import CANONICAL, KEPT, judge_copies, quarantine_rows
-from dynamix.features.instants import DAY_US, seen_before, seen_us, time_trouble, valid_times
+from dynamix.features.instants import DAY_US, quoted, seen_before, seen_us, time_trouble, valid_times
 from dynamix.features.raw import ATTRIBUTES, CORRUPT
 from dynamix.features.row_text import JSON, ordered, row_hash, whole_row
 
@@ -87,7 +87,7 @@ def latest_ingest(raw: DataFrame, *, config: Config) -> date:
     Unreadable times and those outside 1971-2099 do not count. One action. InputError if none is left.
     """
     times = valid_times(raw, unit=config.time_unit)
-    newest = raw.select(F.max(F.coalesce(times["ingest_ts"], times["event_ts"])).alias("us")).head()
+    newest = raw.selectExpr(f"max(coalesce({times['ingest_ts']}, {times['event_ts']})) AS us").head()
     if newest is None or newest["us"] is None:
         raise InputError(
             "no row of the source has a readable time between 1971 and 2099; check that it has rows, the "
@@ -135,100 +135,120 @@ def _parse(seen: DataFrame, *, config: Config) -> DataFrame:
     attributes, torn = _attributes(types, config)
     measures = {name: _measure(name, types, sql_type) for name, sql_type in _MEASURES.items()}
     dwell, bad_dwell = _dwell(types)
-    unreadable = [(torn, "the attributes are no JSON object")]
+    unreadable = [("_torn", "the attributes are no JSON object")]
     unreadable += [(bad, f"{name} is no number") for name, (_, bad) in measures.items()]
     reason, hint = _reason(seen, config, unreadable)
-    event_ts = F.timestamp_micros(times["event_ts"])
+    event_ts = f"timestamp_micros({times['event_ts']})"
     columns = {
-        **{_own_name(n): _text(n, types) for n in ID_COLUMNS},
-        "event_id": _event_id(seen, types),
+        **{_own_name(n): _text(n, types) for n in ID_COLUMNS if n != "event_id"},
         "event_ts": event_ts,
-        "ingest_ts": F.coalesce(F.timestamp_micros(times["ingest_ts"]), event_ts),
+        "ingest_ts": f"coalesce(timestamp_micros({times['ingest_ts']}), {event_ts})",
         **{name: value for name, (value, _) in measures.items()},
         "dwell_ms": dwell,
-        "attributes": attributes,
-        "event_date": F.date_from_unix_date(F.floor(times["event_ts"] / F.lit(DAY_US)).cast("int")),
+        "event_date": f"date_from_unix_date(CAST(floor(({times['event_ts']}) / {DAY_US}) AS INT))",
         "bad_dwell": bad_dwell,
         "seen_us": seen_us(seen, unit=config.time_unit),
         "reason": reason,
         "hint": hint,
-        "_whole": whole_row(seen),
     }
-    return seen.select([column.alias(name) for name, column in columns.items()])
+    ready = seen.withColumns(
+        {"_torn": torn, "_attributes": attributes, "_id": _event_id(seen, types), "_row": whole_row(seen)}
+    )
+    return ready.selectExpr(
+        *[f"{column} AS `{name}`" for name, column in columns.items()],
+        "_id AS event_id", "_attributes AS attributes", "_row AS _whole",
+    )  # fmt: skip
 
 
-def _reason(seen: DataFrame, config: Config, unreadable: list[tuple[Column, str]]) -> tuple[Column, Column]:
-    """First applicable reason of a row and what the value looks like; copies are judged later."""
+def _reason(seen: DataFrame, config: Config, unreadable: list[tuple[str, str]]) -> tuple[str, str]:
+    """First applicable reason of a row and what the value looks like, as SQL; copies are judged later."""
     types = {field.name: field.dataType for field in seen.schema.fields}
     bad_time, wild_time, time_hint = time_trouble(seen, unit=config.time_unit)
     times = valid_times(seen, unit=config.time_unit)
-    long_ids = [(n, F.octet_length(_text(n, types)) > MAX_ID_BYTES) for n in ID_COLUMNS if n in types]
-    long_hint = F.coalesce(*[F.when(bad, F.lit(f"{n} is over {MAX_ID_BYTES} bytes")) for n, bad in long_ids])
-    torn_hint = F.coalesce(*[F.when(bad, F.lit(text)) for bad, text in unreadable])
-    ahead_us = times["event_ts"] - F.coalesce(times["ingest_ts"], times["event_ts"])
-    ahead_hint = F.format_string("event_ts is %d s after its ingest", F.floor(ahead_us / F.lit(1e6)))
-    corrupt = F.col(CORRUPT).isNotNull() if CORRUPT in types else F.lit(False)
+    long_ids = [
+        (f"octet_length({_text(n, types)}) > {MAX_ID_BYTES}", f"{n} is over {MAX_ID_BYTES} bytes")
+        for n in ID_COLUMNS
+        if n in types
+    ]
+    long_hint, torn_hint = _first_of(long_ids), _first_of(unreadable)
+    ahead_us = f"(({times['event_ts']}) - coalesce({times['ingest_ts']}, {times['event_ts']}))"
+    ahead_hint = f"format_string('event_ts is %d s after its ingest', floor({ahead_us} / 1000000D))"
     rules = [
-        (corrupt, "BAD_PAYLOAD", F.lit("the line is no JSON object")),
-        (_text("user_id", types).isNull(), "NULL_USER", F.lit("user_id is missing or blank")),
-        (_text("surface", types).isNull(), "NULL_SURFACE", F.lit("surface is missing or blank")),
-        (_text("event_type", types).isNull(), "NULL_TYPE", F.lit("event_type is missing or blank")),
+        (
+            f"`{CORRUPT}` IS NOT NULL" if CORRUPT in types else "false",
+            "BAD_PAYLOAD",
+            "'the line is no JSON object'",
+        ),
+        *[
+            (f"({_text(n, types)}) IS NULL", reason, quoted(f"{n} is missing or blank"))
+            for n, reason in (
+                ("user_id", "NULL_USER"),
+                ("surface", "NULL_SURFACE"),
+                ("event_type", "NULL_TYPE"),
+            )
+        ],
         (bad_time, "BAD_TIMESTAMP", time_hint),
         (wild_time, "TIMESTAMP_RANGE", time_hint),
-        (long_hint.isNotNull(), "ID_TOO_LONG", long_hint),
-        (torn_hint.isNotNull(), "BAD_PAYLOAD", torn_hint),
-        (ahead_us > F.lit(int(config.future_tolerance_s * 1e6)), "FUTURE_EVENT", ahead_hint),
+        (f"({long_hint}) IS NOT NULL", "ID_TOO_LONG", long_hint),
+        (f"({torn_hint}) IS NOT NULL", "BAD_PAYLOAD", torn_hint),
+        (f"{ahead_us} > {int(config.future_tolerance_s * 1e6)}", "FUTURE_EVENT", ahead_hint),
     ]
-    reason, hint = F.when(F.lit(False), F.lit("")), F.when(F.lit(False), F.lit(""))
-    for applies, name, text in rules:
-        reason, hint = reason.when(applies, F.lit(name)), hint.when(applies, text)
-    return reason, hint
+    reason = " ".join(f"WHEN {applies} THEN '{name}'" for applies, name, _ in rules)
+    hint = " ".join(f"WHEN {applies} THEN {text}" for applies, _, text in rules)
+    return f"CASE {reason} END", f"CASE {hint} END"
+
+
+def _first_of(cases: list[tuple[str, str]]) -> str:
+    """The text of the first condition that is true, NULL where none is."""
+    return f"CASE {' '.join(f'WHEN {bad} THEN {quoted(text)}' for bad, text in cases)} END"
 
 
 def _event_id(raw: DataFrame, types: dict[str, DataType]) -> Column:
-    return F.coalesce(_text("event_id", types), row_hash(whole_row(raw, but="ingest_ts")))
+    return F.coalesce(F.expr(_text("event_id", types)), row_hash(whole_row(raw, but="ingest_ts")))
 
 
 def _own_name(name: str) -> str:
     return "source_session_id" if name == "session_id" else name
 
 
-def _text(name: str, types: dict[str, DataType]) -> Column:
+def _text(name: str, types: dict[str, DataType]) -> str:
     """Id as text, NULL where blank: an empty id would join strangers."""
     if name not in types:
-        return F.lit(None).cast("string")
-    text = F.col(name).cast("string")
-    return F.when(F.trim(text) != "", text)
+        return "CAST(NULL AS STRING)"
+    text = f"CAST(`{name}` AS STRING)"
+    return f"CASE WHEN trim({text}) <> '' THEN {text} END"
 
 
-def _number(name: str, types: dict[str, DataType]) -> tuple[Column, Column]:
+def _number(name: str, types: dict[str, DataType]) -> tuple[str, str]:
     """(value as double, True where text stands that is no number); blank text and NaN are missing."""
     if name not in types:
-        return F.lit(None).cast("double"), F.lit(False)
+        return "CAST(NULL AS DOUBLE)", "false"
     if not isinstance(types[name], StringType):
-        value = F.col(name).cast("double")
-        return value, F.lit(False)
-    value = F.col(name).try_cast("double")
-    return value, value.isNull() & (F.trim(F.col(name)) != "")
+        return f"CAST(`{name}` AS DOUBLE)", "false"
+    value = f"try_cast(`{name}` AS DOUBLE)"
+    return value, f"({value} IS NULL AND trim(`{name}`) <> '')"
 
 
-def _measure(name: str, types: dict[str, DataType], sql_type: str) -> tuple[Column, Column]:
+def _measure(name: str, types: dict[str, DataType], sql_type: str) -> tuple[str, str]:
     """(typed value, True where it cannot be one); not finite is missing, a fraction is no whole number."""
     value, bad = _number(name, types)
-    finite = F.when(F.abs(value) < F.lit(float("inf")), value)
+    finite = f"CASE WHEN abs({value}) < double('Infinity') THEN {value} END"
     if sql_type == "double":
-        return finite, F.coalesce(bad, F.lit(False))
-    whole = F.col(name).try_cast(sql_type) if name in types else F.lit(None).cast(sql_type)
-    fits = whole.isNotNull() & (whole.cast("double") == finite)
-    return F.when(fits, whole), F.coalesce(bad | (finite.isNotNull() & ~fits), F.lit(False))
+        return finite, f"coalesce({bad}, false)"
+    whole = f"try_cast(`{name}` AS {sql_type})" if name in types else f"CAST(NULL AS {sql_type})"
+    fits = f"({whole} IS NOT NULL AND CAST({whole} AS DOUBLE) = {finite})"
+    return (
+        f"CASE WHEN {fits} THEN {whole} END",
+        f"coalesce({bad} OR (({finite}) IS NOT NULL AND NOT {fits}), false)",
+    )
 
 
-def _dwell(types: dict[str, DataType]) -> tuple[Column, Column]:
+def _dwell(types: dict[str, DataType]) -> tuple[str, str]:
     """(whole milliseconds, True where a value is logged that is no length of time: such an event stays)."""
     value, bad = _number("dwell_ms", types)
-    sound = F.coalesce((value >= 0) & (value < F.lit(_MAX_DWELL_MS)), F.lit(False))
-    wrong = F.coalesce(bad, F.lit(False)) | (value.isNotNull() & ~sound)
-    return F.when(sound, F.round(value).cast("bigint")), wrong
+    sound = f"coalesce({value} >= 0 AND {value} < {_MAX_DWELL_MS:.0f}D, false)"
+    wrong = f"(coalesce({bad}, false) OR ({value} IS NOT NULL AND NOT {sound}))"
+    return f"CASE WHEN {sound} THEN CAST(round({value}) AS BIGINT) END", wrong
 
 
 def _attributes(types: dict[str, DataType], config: Config) -> tuple[Column, Column]:

@@ -39,6 +39,6 @@ def ordered(column: Column, data_type: DataType) -> Column:
         return F.transform(column, lambda item: ordered(item, element))
     if isinstance(data_type, StructType):
         fields = sorted(data_type.fields, key=lambda field: field.name)
-        ordered = F.struct(*[ordered(column[f.name], f.dataType).alias(f.name) for f in fields])
-        return F.when(column.isNotNull(), ordered)
+        rebuilt = F.struct(*[ordered(column[f.name], f.dataType).alias(f.name) for f in fields])
+        return F.when(column.isNotNull(), rebuilt)
     return column

@@ -17,7 +17,7 @@ from dynamix.errors import GuardError
 from dynamix.features.copies import stored_payloads
 from dynamix.features.events import raw_event_ids
 from dynamix.features.increment import matching, neighbours, touched_chains
-from dynamix.features.instants import seen_since, seen_us, since_1970
+from dynamix.features.instants import DAY_US, seen_since, seen_us, since_1970
 from dynamix.jobs.baseline import Mark
 from dynamix.jobs.context import Run
 from dynamix.jobs.frames import held
@@ -90,9 +90,7 @@ def known_copies(run: Run, raw: DataFrame) -> DataFrame | None:
     ids = raw_event_ids(raw)
     if "event_id" not in raw.columns:
         micros = seen_us(raw.drop("ingest_ts"), unit=run.config.time_unit)
-        days = raw.select(
-            F.date_from_unix_date(F.floor(micros / F.lit(86_400_000_000)).cast("int")).alias("d")
-        )
+        days = raw.selectExpr(f"date_from_unix_date(CAST(floor({micros} / {DAY_US}) AS INT)) AS d")
         stored = stored.where(
             F.col("event_date").isin([row["d"] for row in days.dropna().distinct().collect()])
         )

@@ -89,10 +89,8 @@ def _raw_days(run: Run, events: str) -> list[str]:
     since = datetime.combine(reading.since, time())
     new = seen_since(raw, unit=run.config.time_unit, since=since)
     times = valid_times(new, unit=run.config.time_unit)
-    day = F.date_from_unix_date(F.floor(times["event_ts"] / F.lit(DAY_US)).cast("int"))
-    counted = {
-        row["day"]: row["n"] for row in new.groupBy(day.alias("day")).agg(F.count("*").alias("n")).collect()
-    }
+    day = f"date_from_unix_date(CAST(floor(({times['event_ts']}) / {DAY_US}) AS INT)) AS day"
+    counted = {row["day"]: row["count"] for row in new.selectExpr(day).groupBy("day").count().collect()}
     lines = [f"source: {reading.reason}; days of events that they touch (and their sessions' neighbours):"]
     for when in sorted(d for d in counted if d is not None and d < run.run_date):
         late = " late" if when < reading.since else ""

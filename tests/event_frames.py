@@ -28,6 +28,7 @@ def event_frame(spark: SparkSession, rows: Iterable[Mapping[str, Any]]) -> DataF
             "event_type": "view",
             "surface": "shop",
             "dwell_status": "observed" if row.get("dwell_ms") is not None else "missing",
+            "bad_dwell": False,
             **{k: v for k, v in row.items() if k not in ("t", "ingest")},
             "event_ts": round(t * 1e6),
             "ingest_ts": round(ingest * 1e6),
