@@ -37,6 +37,16 @@ _SHORT = {
 }
 
 
+def midnight(day: date) -> datetime:
+    """00:00 of the day, naive UTC."""
+    return datetime.combine(day, time())
+
+
+def since_1970(instant: datetime) -> int:
+    """Microseconds from 1970 to a naive UTC instant."""
+    return (instant - datetime(1970, 1, 1)) // timedelta(microseconds=1)
+
+
 def instant_sql(instant: datetime) -> str:
     """Spark SQL literal of a naive UTC instant, whatever the session's time zone is."""
     return f"timestamp'{instant}Z'"
@@ -98,13 +108,13 @@ def build_calendar(run_date: date, *, first_event: datetime, days: int = FULL_DA
     >>> build_calendar(date(2024, 2, 12), first_event=datetime(2023, 1, 1)).test.start
     datetime.datetime(2024, 2, 5, 0, 0)
     """
-    end = datetime.combine(run_date, time())
+    end = midnight(run_date)
     if first_event >= end:
         raise ConfigError(
             f"run date {run_date}: the first event is at {first_event:%Y-%m-%d %H:%M}, so the run would see "
             f"nothing; allowed: --run-date {first_event.date() + _DAY} or later"
         )
-    first = max(datetime.combine(first_event.date(), time()), end - days * _DAY)
+    first = max(midnight(first_event.date()), end - days * _DAY)
     span_days = (end - first) // _DAY
     short = span_days < SHORT_SPAN_DAYS
     periods = {

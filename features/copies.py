@@ -9,7 +9,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from dynamix.contracts import EVENTS
-from dynamix.features.instants import DAY_US
+from dynamix.features.instants import day_sql
 from dynamix.features.row_text import JSON, row_hash
 
 KEPT, DEDUPLICATED, QUARANTINED = "kept", "deduplicated", "quarantined"
@@ -107,12 +107,11 @@ def quarantine_rows(judged: DataFrame, run_id: str) -> DataFrame:
     """Columns of `events_quarantine`: one row per (row_hash, reason) of the judged rows that are no events."""
     out = judged.where(F.col("fate") == QUARANTINED)
     conflict = F.when(F.col("reason") == "CONFLICTING_DUPLICATE", F.col("event_id"))
-    day = F.date_from_unix_date(F.floor(F.col("seen_us") / F.lit(DAY_US)).cast("int"))
     grouped = out.groupBy("row_hash", "reason").agg(
         F.min("raw").alias("raw"),
         F.min("hint").alias("hint"),
         F.count(F.lit(1)).alias("copies"),
         F.min(conflict).alias("event_id"),
-        F.min(day).alias("seen_date"),
+        F.expr(f"min({day_sql('seen_us')})").alias("seen_date"),
     )
     return grouped.withColumn("run_id", F.lit(run_id))

@@ -17,7 +17,7 @@ from dynamix.config import Config
 from dynamix.contracts import ID_COLUMNS
 from dynamix.errors import InputError
 from dynamix.features.copies import CANONICAL, KEPT, judge_copies, quarantine_rows
-from dynamix.features.instants import DAY_US, quoted, seen_before, seen_us, time_trouble, valid_times
+from dynamix.features.instants import DAY_US, day_sql, quoted, seen_before, seen_us, time_trouble, valid_times
 from dynamix.features.raw import ATTRIBUTES, CORRUPT
 from dynamix.features.row_text import JSON, ordered, row_hash, whole_row
 
@@ -145,7 +145,7 @@ def _parse(seen: DataFrame, *, config: Config) -> DataFrame:
         "ingest_ts": f"coalesce(timestamp_micros({times['ingest_ts']}), {event_ts})",
         **{name: value for name, (value, _) in measures.items()},
         "dwell_ms": dwell,
-        "event_date": f"date_from_unix_date(CAST(floor(({times['event_ts']}) / {DAY_US}) AS INT))",
+        "event_date": day_sql(times["event_ts"]),
         "bad_dwell": bad_dwell,
         "seen_us": seen_us(seen, unit=config.time_unit),
         "reason": reason,

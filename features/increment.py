@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from dynamix.config import Config
 from dynamix.contracts import EVENT_ORDER, EVENTS
 from dynamix.features.events import takes_part
+from dynamix.features.sessions import opens_chain, timeline_keys
 
 DAY_S = 86_400
 _FRESH = ("dwell_status", "dwell_logged_ms", "session_id", "session_start")
@@ -64,17 +65,12 @@ def touched_chains(new: DataFrame, near: DataFrame, *, config: Config) -> DataFr
     pool = fresh.unionByName(stored).withColumns(
         {"_in": takes_part(config), "_us": F.unix_micros("event_ts")}
     )
-    given = config.session.rule == "given"
-    keys = ["user_id", "_in", *(["source_session_id"] if given else [])]
+    keys = timeline_keys(config)
     ordered = Window.partitionBy(*keys).orderBy(*EVENT_ORDER)
-    opens = F.coalesce(
-        F.col("_us") - F.lag("_us").over(ordered) > F.lit(int(config.session.gap_s * 1e6)), F.lit(True)
-    )
-    if given:
-        first = F.lag("_us").over(ordered).isNull()
-        opens = F.when(F.col("source_session_id").isNull(), opens).otherwise(first)
     running = ordered.rowsBetween(Window.unboundedPreceding, Window.currentRow)
-    numbered = pool.withColumn("_chain", F.sum(opens.cast("bigint")).over(running))
+    numbered = pool.withColumn("_before", F.lag("_us").over(ordered)).withColumn(
+        "_chain", F.sum(opens_chain(config).cast("bigint")).over(running)
+    )
     chain = Window.partitionBy(*keys, "_chain")
     gap_s = F.lit(config.session.gap_s)
     into_day_s = F.col("_us") / F.lit(1e6) - F.unix_date("event_date") * F.lit(DAY_S)
@@ -85,7 +81,7 @@ def touched_chains(new: DataFrame, near: DataFrame, *, config: Config) -> DataFr
         {"_touched": F.max("is_new").over(chain), "open_ended": F.max(beyond).over(chain)}
     )
     # an impression is in no chain: only the new ones are in the pool
-    return marked.where("_touched").drop("_in", "_us", "_chain", "_touched", *edges)
+    return marked.where("_touched").drop("_in", "_us", "_before", "_chain", "_touched", *edges)
 
 
 def _apart(neighbour: Column, wanted: Column) -> Column:

@@ -6,10 +6,12 @@ are built as SQL text: as columns they would be thousands of calls into the JVM 
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from pyspark.sql import DataFrame
 from pyspark.sql.types import DataType, NullType, StringType, TimestampNTZType, TimestampType
+
+from dynamix.features.calendar import since_1970
 
 TIME_COLUMNS = ("event_ts", "ingest_ts")
 MICROS = {"s": 1_000_000, "ms": 1_000, "us": 1}
@@ -75,9 +77,9 @@ def seen_since(raw: DataFrame, *, unit: str | None, since: datetime) -> DataFram
     return raw.where(f"coalesce({seen_us(raw, unit=unit)} >= {limit}, true)")
 
 
-def since_1970(instant: datetime) -> int:
-    """Microseconds from 1970 to a naive UTC instant."""
-    return (instant - datetime(1970, 1, 1)) // timedelta(microseconds=1)
+def day_sql(us: str) -> str:
+    """UTC day of an instant in microseconds, both as SQL."""
+    return f"date_from_unix_date(CAST(floor(({us}) / {DAY_US}) AS INT))"
 
 
 def seen_us(raw: DataFrame, *, unit: str | None) -> str:

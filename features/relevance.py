@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 
 from dynamix.config import HistoryConfig
 from dynamix.contracts import CHANNELS
-from dynamix.features.calendar import Calendar, instant_sql
+from dynamix.features.calendar import Calendar, instant_sql, since_1970
 from dynamix.features.exposure import exposure_block
 from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, map_histories
 from dynamix.features.timeline import codes
@@ -341,6 +341,6 @@ def bin_centres() -> Floats:
 
 def thirds(calendar: Calendar) -> tuple[int, int]:
     """Inner borders of three equal windows of the statistics period, µs since 1970 UTC."""
-    start = np.datetime64(calendar.statistics.start, "us").astype(np.int64)
-    length = np.datetime64(calendar.statistics.end, "us").astype(np.int64) - start
-    return int(start + length // 3), int(start + 2 * length // 3)
+    start = since_1970(calendar.statistics.start)
+    length = since_1970(calendar.statistics.end) - start
+    return start + length // 3, start + 2 * length // 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pyspark.sql import Column, DataFrame, Window, WindowSpec
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from dynamix.config import Config
@@ -32,12 +32,8 @@ def assign_sessions(events: DataFrame, *, config: Config) -> DataFrame:
     the first event_ts of the part. until_next_us is the time to the session's next event, NULL at its last
     one. Ties in event_ts break by EVENT_ORDER, nulls first.
     """
-    ordered = _timeline(config)
+    ordered = Window.partitionBy(*timeline_keys(config)).orderBy(*EVENT_ORDER)
     running = ordered.rowsBetween(Window.unboundedPreceding, Window.currentRow)
-    silence_us = F.col("_us") - F.col("_before")
-    opens = F.coalesce(silence_us > F.lit(int(config.session.gap_s * 1e6)), F.lit(True))
-    if config.session.rule == "given":
-        opens = F.when(F.col("source_session_id").isNull(), opens).otherwise(F.col("_before").isNull())
     # Where nothing opens, the event before has the same first one: its part needs no window.
     begins = F.col("_opens") | (F.col("_part") != _part(F.col("_before") - F.col("_first"), config))
     # Without their session's next event both windows below would sort again for the dwell.
@@ -47,7 +43,7 @@ def assign_sessions(events: DataFrame, *, config: Config) -> DataFrame:
         events.repartition("user_id")
         .withColumns({"_in": takes_part(config), "_us": F.unix_micros("event_ts")})
         .withColumn("_before", F.lag("_us").over(ordered))
-        .withColumn("_opens", opens)
+        .withColumn("_opens", opens_chain(config))
         .withColumn("_first", F.max(F.when(F.col("_opens"), F.col("_us"))).over(running))
         .withColumn("_part", _part(F.col("_us") - F.col("_first"), config))
         .withColumn("_begins", begins)
@@ -109,10 +105,19 @@ def session_features(events: DataFrame, *, config: Config) -> DataFrame:
     return ordered.mapInArrow(run, _SCHEMA)
 
 
-def _timeline(config: Config) -> WindowSpec:
+def timeline_keys(config: Config) -> list[str]:
+    """Columns that part events into timelines, each of its own sessions; `_in` is `takes_part`."""
     # Impressions get a timeline of their own, so they cannot touch a session.
-    keys = ["user_id", "_in"] + (["source_session_id"] if config.session.rule == "given" else [])
-    return Window.partitionBy(*keys).orderBy(*EVENT_ORDER)
+    return ["user_id", "_in"] + (["source_session_id"] if config.session.rule == "given" else [])
+
+
+def opens_chain(config: Config) -> Column:
+    """True where an event opens a chain: `_us` is its time, `_before` that of the event before it in its timeline."""
+    silence_us = F.col("_us") - F.col("_before")
+    opens = F.coalesce(silence_us > F.lit(int(config.session.gap_s * 1e6)), F.lit(True))
+    if config.session.rule == "gap":
+        return opens
+    return F.when(F.col("source_session_id").isNull(), opens).otherwise(F.col("_before").isNull())
 
 
 def _session_id(config: Config) -> Column:

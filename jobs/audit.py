@@ -20,9 +20,10 @@ from pyspark.sql import functions as F
 from dynamix.contracts import RUN_LOG
 from dynamix.errors import GuardError
 from dynamix.features import oracle
-from dynamix.features.calendar import Calendar, Period
+from dynamix.features.calendar import Calendar, Period, since_1970
 from dynamix.features.comparison import Row, Shape, differences
 from dynamix.features.conversions import longest_window_s
+from dynamix.features.events import stream_name
 from dynamix.features.oracle import Event
 from dynamix.features.oracle_tables import ebf_session, residuals, surface_table, user_stats
 from dynamix.jobs.audit_checks import balance, habit_shrinkage, leakage
@@ -125,7 +126,7 @@ def _all_users(run: Run) -> DataFrame:
 def _caps(run: Run) -> dict[str, int]:
     """Cap of each stream as its capped events show it. GuardError where a stream has two, or a dwell lies above."""
     capped = F.when(F.col("dwell_status") == "capped", F.col("dwell_ms"))
-    named = F.concat_ws("/", "surface", "event_type").alias("stream")
+    named = stream_name().alias("stream")
     rows = (
         run.warehouse.read(run.spark, "events")
         .groupBy(named)
@@ -154,7 +155,7 @@ def _user_stats(run: Run, sample: Sample, calendar: Calendar) -> list[Row]:
         rows = run.warehouse.read(run.spark, "streams").where("has_dwell AND mu IS NOT NULL").collect()
         mu = {row["stream"]: row["mu"] for row in rows}
         kappa = habit_shrinkage(run, habit)
-    start, end = (_micros(habit.start), _micros(habit.end)) if habit is not None else (0, 0)
+    start, end = (since_1970(habit.start), since_1970(habit.end)) if habit is not None else (0, 0)
     found = residuals(sample.seen, run.config, mu=mu, start=start, end=end)
     stats = user_stats(sample.seen, found, kappa=kappa)
     return [row | {"baseline_version": calendar.baseline_version} for row in stats]
@@ -239,7 +240,7 @@ def _impressions(run: Run, events: Iterable[Event], calendar: Calendar) -> list[
 
 
 def _part(at: int, mature: int, parts: Mapping[str, Period]) -> str:
-    inside = [name for name, p in parts.items() if _micros(p.start) <= at < _micros(p.end) >= mature]
+    inside = [name for name, p in parts.items() if since_1970(p.start) <= at < since_1970(p.end) >= mature]
     return inside[0] if inside else ""
 
 
@@ -267,10 +268,6 @@ def _refuse_unknown_then(
 def _single(value: float) -> float:
     """The value in single precision, as the table holds it."""
     return float(struct.unpack("f", struct.pack("f", value))[0])
-
-
-def _micros(instant: datetime) -> int:
-    return (instant - _EPOCH) // timedelta(microseconds=1)
 
 
 def _day(when: date) -> int:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from datetime import datetime, timedelta
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from dynamix.contracts import RUN_LOG
 from dynamix.errors import GuardError
-from dynamix.features.calendar import Calendar, Period
+from dynamix.features.calendar import Calendar, Period, since_1970
+from dynamix.features.events import stream_name
 from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run
 from dynamix.jobs.features import seen_events
@@ -103,7 +103,7 @@ def leakage(run: Run, calendar: Calendar) -> list[str]:
         f"history event at or after the impression less the embargo of {run.config.history.embargo_s:g} s": young,
         "impression outside the period of its part": ~_by_part(calendar, lambda p: F.expr(p.sql("event_ts"))),
         "label that matures after the end of its part": ~_by_part(
-            calendar, lambda p: F.unix_micros("label_mature_ts") <= F.lit(_micros(p.end))
+            calendar, lambda p: F.unix_micros("label_mature_ts") <= F.lit(since_1970(p.end))
         ),
     }
     what = F.struct(
@@ -132,10 +132,6 @@ def _by_part(calendar: Calendar, rule: Callable[[Period], Column]) -> Column:
     return held
 
 
-def _micros(instant: datetime) -> int:
-    return (instant - datetime(1970, 1, 1)) // timedelta(microseconds=1)
-
-
 def habit_shrinkage(run: Run, habit: Period) -> float:
     """kappa of the habit window over all users, by means and variances per user; infinite where habits are all 0.
 
@@ -146,7 +142,7 @@ def habit_shrinkage(run: Run, habit: Period) -> float:
     usable = events.where(F.col("dwell_status").isin("observed", "derived", "capped"))
     if run.config.impression_types and not run.config.organic_impressions:
         usable = usable.where(~F.col("event_type").isin(*run.config.impression_types))
-    named = usable.withColumn("stream", F.concat_ws("/", "surface", "event_type"))
+    named = usable.withColumn("stream", stream_name())
     r = F.log1p("dwell_ms") - F.col("mu")
     per_user = (
         named.join(F.broadcast(streams.select("stream", "mu")), "stream")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -17,7 +17,7 @@ from dynamix.config import FEATURE_SECTIONS
 from dynamix.contracts import EBF_SESSION, EBF_SURFACE, EVENTS, STREAMS, USER_STATS, Table
 from dynamix.errors import GuardError
 from dynamix.features.baseline import add_streams, add_users, fit_streams, user_stats
-from dynamix.features.calendar import Calendar, build_calendar, instant_sql
+from dynamix.features.calendar import Calendar, build_calendar, instant_sql, midnight
 from dynamix.features.session_gaps import changed_days, settle_neighbours, timeline, with_neighbours
 from dynamix.features.sessions import session_features
 from dynamix.features.streams import stream_events
@@ -51,13 +51,11 @@ def features(run: Run, *, since: date | None = None, until: date | None = None) 
     """
     result = StepResult()
     given = since is not None or until is not None
-    inputs = _inputs(run)
+    inputs = feature_inputs(run)
     result.warnings = list(inputs.calendar.lost)
     result.facts["baseline_version"] = inputs.calendar.baseline_version
     run.note(f"features: baseline {inputs.calendar.baseline_version}")
-    dirty = {
-        t.name: None if given else dirty_days(run, t, inputs.note, inputs.version) for t in FEATURE_TABLES
-    }
+    dirty = {t.name: None if given else dirty_days(run, t, inputs) for t in FEATURE_TABLES}
     known = [days for days in dirty.values() if days is not None]
     if len(known) == len(dirty):
         result.facts["days"] = ", ".join(map(str, sorted(set().union(*known)))) or "none"
@@ -72,25 +70,22 @@ def features(run: Run, *, since: date | None = None, until: date | None = None) 
     return result
 
 
-def _inputs(run: Run) -> Inputs:
+def feature_inputs(run: Run) -> Inputs:
+    """Events, their version and calendar, and what must be equal in a stored table for an increment to be exact."""
     events = seen_events(run)
     calendar = cycle_calendar(run, events)
     version = run.warehouse.data_version(run.spark, EVENTS.name)
-    return Inputs(events, version, calendar, agreement(run, calendar.baseline_version))
-
-
-def agreement(run: Run, baseline_version: str) -> dict[str, object]:
-    """What must be equal between a stored feature table and this run for an increment to be exact."""
     config = run.config.digest(*FEATURE_SECTIONS)
-    return {"baseline_version": baseline_version, "config": config, "code": source_hash()}
+    agreed = {"baseline_version": calendar.baseline_version, "config": config, "code": source_hash()}
+    return Inputs(events, version, calendar, agreed)
 
 
-def dirty_days(run: Run, table: Table, agreed: Mapping[str, object], version: int) -> list[date] | None:
+def dirty_days(run: Run, table: Table, inputs: Inputs) -> list[date] | None:
     """Days of `events` that changed since the table was built; None where it must be built anew."""
     note = run.warehouse.note(table.name, "events_version")
-    if note is None or any(note.get(key) != value for key, value in agreed.items()):
+    if note is None or any(note.get(key) != value for key, value in inputs.note.items()):
         return None
-    if int(note["events_version"]) > version:
+    if int(note["events_version"]) > inputs.version:
         return None
     changed = run.warehouse.changed_partitions(EVENTS.name, "event_date", since=int(note["events_version"]))
     if changed is None:
@@ -102,7 +97,7 @@ def dirty_days(run: Run, table: Table, agreed: Mapping[str, object], version: in
 
 def seen_events(run: Run) -> DataFrame:
     """Events with event_ts and ingest_ts before the run date 00:00 UTC."""
-    end = F.expr(instant_sql(datetime.combine(run.run_date, time())))
+    end = F.expr(instant_sql(midnight(run.run_date)))
     events = run.warehouse.read(run.spark, "events")
     # the day is implied, and named because files are skipped by it
     return events.where(
@@ -154,8 +149,7 @@ def _users(run: Run, result: StepResult, inputs: Inputs, days: list[date] | None
 
 
 def _meets(day: date, start: datetime, end: datetime) -> bool:
-    midnight = datetime.combine(day, time())
-    return midnight < end and start < midnight + _DAY
+    return midnight(day) < end and start < midnight(day) + _DAY
 
 
 def _sessions(run: Run, result: StepResult, inputs: Inputs, days: list[date] | None) -> None:
@@ -203,7 +197,7 @@ def _surfaces(run: Run, result: StepResult, inputs: Inputs, days: list[date] | N
     _windows(run, result, inputs)
 
 
-def _windows(run: Run, result: StepResult, inputs: Inputs) -> None:
+def _windows(run: Run, result: StepResult, inputs: Inputs | None) -> None:
     stored = run.warehouse.read(run.spark, EBF_SURFACE.name)
     # windows of earlier run dates go too, so that a day-by-day build ends with the rows of a one-shot build
     _write(run, result, EBF_SURFACE, surface_windows(stored, run.run_date), inputs, "window_days <> 1")
@@ -226,8 +220,7 @@ def _surface_range(
     where = _range("window_end", since and since + _DAY, until and until + _DAY)
     days = surface_days(inputs.events, config=run.config)
     _write(run, result, EBF_SURFACE, days.where(where), None, f"window_days = 1 AND {where}")
-    stored = run.warehouse.read(run.spark, EBF_SURFACE.name)
-    _write(run, result, EBF_SURFACE, surface_windows(stored, run.run_date), None, "window_days <> 1")
+    _windows(run, result, None)
 
 
 def _on(events: DataFrame, days: list[date]) -> DataFrame:

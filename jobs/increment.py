@@ -6,7 +6,7 @@ Row for row equal to a build of everything at once under the same baseline (docs
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import date, timedelta
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -14,10 +14,11 @@ from pyspark.sql import functions as F
 from dynamix.config import Config
 from dynamix.contracts import EVENTS, EVENTS_QUARANTINE
 from dynamix.errors import GuardError
+from dynamix.features.calendar import midnight, since_1970
 from dynamix.features.copies import stored_payloads
 from dynamix.features.events import raw_event_ids
 from dynamix.features.increment import matching, neighbours, touched_chains
-from dynamix.features.instants import DAY_US, seen_since, seen_us, since_1970
+from dynamix.features.instants import day_sql, seen_since, seen_us
 from dynamix.jobs.baseline import Mark
 from dynamix.jobs.context import Run
 from dynamix.jobs.frames import held
@@ -76,7 +77,7 @@ def _whole_source(run: Run, mark: Mark) -> Reading:
 
 def rows_behind(raw: DataFrame, day: date, config: Config) -> int:
     """Raw rows whose times are all before `day`; rows without a readable time do not count."""
-    later = seen_since(raw, unit=config.time_unit, since=datetime.combine(day, time()))
+    later = seen_since(raw, unit=config.time_unit, since=midnight(day))
     return raw.count() - later.count()
 
 
@@ -90,7 +91,7 @@ def known_copies(run: Run, raw: DataFrame) -> DataFrame | None:
     ids = raw_event_ids(raw)
     if "event_id" not in raw.columns:
         micros = seen_us(raw.drop("ingest_ts"), unit=run.config.time_unit)
-        days = raw.selectExpr(f"date_from_unix_date(CAST(floor({micros} / {DAY_US}) AS INT)) AS d")
+        days = raw.selectExpr(f"{day_sql(micros)} AS d")
         stored = stored.where(
             F.col("event_date").isin([row["d"] for row in days.dropna().distinct().collect()])
         )
@@ -124,7 +125,7 @@ def overtaken(judged: DataFrame, known: DataFrame | None, since: date) -> bool:
     """True where a copy of a known event was ingested before `since`: it may be the one to keep."""
     if known is None:
         return False
-    before = judged.where(F.unix_micros("ingest_ts") < since_1970(datetime.combine(since, time())))
+    before = judged.where(F.unix_micros("ingest_ts") < since_1970(midnight(since)))
     return not before.join(F.broadcast(known), "event_id", "left_semi").isEmpty()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time
+from datetime import date
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from dynamix.config import DEFINITION_SECTIONS, Config
 from dynamix.contracts import DWELL_STATUSES, EVENTS, EVENTS_QUARANTINE
 from dynamix.errors import ConfigError, DynamixError, GuardError, InputError
-from dynamix.features.calendar import build_calendar
+from dynamix.features.calendar import build_calendar, midnight
 from dynamix.features.dwell import cap_dwell, derive_dwell, dwell_caps
 from dynamix.features.events import split_raw
 from dynamix.features.instants import seen_since
@@ -68,7 +68,7 @@ def ingest(run: Run, *, events: str, allow_empty: bool = False, rebuild: bool = 
 
 
 def _ingest_all(run: Run, source: Source, result: StepResult) -> None:
-    lazy = split_raw(source.raw, config=run.config, run_id=run.run_id, until=_midnight(run.run_date))
+    lazy = split_raw(source.raw, config=run.config, run_id=run.run_id, until=midnight(run.run_date))
     split = lazy.on(held(lazy.judged))
     tally = tally_rows(split)
     refuse_bad_source(tally, source, run.config)
@@ -93,9 +93,9 @@ def _ingest_new(run: Run, source: Source, mark: Mark, reading: Reading, result: 
     """Judge the rows first seen since the mark and settle the sessions they touch; False: the whole is needed."""
     since = reading.since
     assert since is not None
-    new = seen_since(source.raw, unit=run.config.time_unit, since=_midnight(since))
+    new = seen_since(source.raw, unit=run.config.time_unit, since=midnight(since))
     known = known_copies(run, new)
-    lazy = split_raw(new, config=run.config, run_id=run.run_id, until=_midnight(run.run_date), known=known)
+    lazy = split_raw(new, config=run.config, run_id=run.run_id, until=midnight(run.run_date), known=known)
     split = lazy.on(held(lazy.judged))
     if overtaken(split.judged, known, since):
         result.facts["reading"] = f"a copy of a stored event came before {since}"
@@ -125,10 +125,6 @@ def _ingest_new(run: Run, source: Source, mark: Mark, reading: Reading, result: 
     return True
 
 
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, time())
-
-
 def _settle(good: DataFrame, config: Config) -> DataFrame:
     """Events with sessions and uncapped dwells settled; what the source logged stays beside them."""
     logged = good.withColumns({"dwell_logged_ms": F.col("dwell_ms"), "_bad": F.col("bad_dwell")})
@@ -148,7 +144,7 @@ def _fit_baseline(run: Run, settled: DataFrame, tally: Tally) -> Baseline | None
 
 
 def _pass_gate(run: Run, finished: DataFrame, expected: int, result: StepResult) -> None:
-    until = _midnight(run.run_date)
+    until = midnight(run.run_date)
     late = (F.col("event_ts") >= F.lit(until)) | (F.col("ingest_ts") >= F.lit(until))
     report = gate(
         finished, EVENTS, extra=_event_rules(run.config) | {"every row is before the run date": late}

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from dynamix.config import Config
 from dynamix.contracts import CELL_STATS, CHANNELS, MASK_AUDIT, MASKS, VERDICTS
 from dynamix.errors import ConfigError, GuardError
-from dynamix.features.calendar import Calendar
+from dynamix.features.calendar import Calendar, midnight, since_1970
 from dynamix.features.conversions import attribution_counts, label_impressions
 from dynamix.features.relevance import CellSums, Prediction, cell_sums, rate_table, statistics_rows, thirds
 from dynamix.features.streams import event_columns
@@ -115,7 +115,7 @@ def measure(
     run.note(f"mask: one scan over the histories of {result.counters['rows_read']} impressions")
     table = cell_sums(
         history, rows, history=config.history, heads=config.heads(), n_streams=1 + max(listed),
-        given=prediction, thirds_us=thirds(calendar), run_date_us=_micros(run.run_date),
+        given=prediction, thirds_us=thirds(calendar), run_date_us=since_1970(midnight(run.run_date)),
     ).collect()  # fmt: skip
     counts = attribution_counts(events, config).collect()[0].asDict()
     result.counters |= {f"conversions_{k}" if k != "conversions" else k: int(v) for k, v in counts.items()}
@@ -205,10 +205,6 @@ def _with_scores(run: Run, rows: DataFrame, heads: Sequence[str]) -> DataFrame:
             "--given baseline"
         )
     return rows
-
-
-def _micros(day: date) -> int:
-    return int(np.datetime64(datetime.combine(day, time()), "us").astype(np.int64))
 
 
 def _write_stats(run: Run, measured: Measured, given: str) -> int:

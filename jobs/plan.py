@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, time
 
 from pyspark.sql import functions as F
 
 from dynamix.contracts import EVENTS, RUN_LOG
 from dynamix.errors import GuardError
-from dynamix.features.instants import DAY_US, seen_since, valid_times
+from dynamix.features.calendar import midnight
+from dynamix.features.instants import day_sql, seen_since, valid_times
 from dynamix.features.raw import read_raw
 from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run, StepResult
-from dynamix.jobs.features import FEATURE_TABLES, agreement, cycle_calendar, dirty_days, seen_events
+from dynamix.jobs.features import FEATURE_TABLES, dirty_days, feature_inputs
 from dynamix.jobs.increment import choose_reading
 from dynamix.jobs.run_log import Step, content_id, fingerprint, is_done
 
@@ -86,10 +86,9 @@ def _raw_days(run: Run, events: str) -> list[str]:
         return [f"source: {reading.reason}"]
     if reading.since is None:
         return [f"source: all of it, because {reading.reason}"]
-    since = datetime.combine(reading.since, time())
-    new = seen_since(raw, unit=run.config.time_unit, since=since)
+    new = seen_since(raw, unit=run.config.time_unit, since=midnight(reading.since))
     times = valid_times(new, unit=run.config.time_unit)
-    day = f"date_from_unix_date(CAST(floor(({times['event_ts']}) / {DAY_US}) AS INT)) AS day"
+    day = f"{day_sql(times['event_ts'])} AS day"
     counted = {row["day"]: row["count"] for row in new.selectExpr(day).groupBy("day").count().collect()}
     lines = [f"source: {reading.reason}; days of events that they touch (and their sessions' neighbours):"]
     for when in sorted(d for d in counted if d is not None and d < run.run_date):
@@ -104,12 +103,10 @@ def _feature_days(run: Run) -> list[str]:
     """Per feature table the days that `features` would rebuild now, and why."""
     if not run.warehouse.exists(run.spark, EVENTS.name):
         return []
-    calendar = cycle_calendar(run, seen_events(run))
-    agreed = agreement(run, calendar.baseline_version)
-    version = run.warehouse.data_version(run.spark, EVENTS.name)
+    inputs = feature_inputs(run)
     lines = ["features, by the change data of table 'events':"]
     for table in FEATURE_TABLES:
-        days = dirty_days(run, table, agreed, version)
+        days = dirty_days(run, table, inputs)
         if days is None:
             lines.append(f"  {table.name}: all days (not built yet, or another baseline, config or code)")
         else:

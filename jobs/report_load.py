@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from pyspark.sql import functions as F
 
 from dynamix.contracts import TABLES
 from dynamix.errors import ConfigError
-from dynamix.features.calendar import build_calendar
+from dynamix.features.calendar import build_calendar, midnight
 from dynamix.features.relevance import FINE_BINS, CellSums, bin_centres
 from dynamix.jobs.context import Run
 from dynamix.jobs.report_data import (
@@ -225,7 +224,7 @@ def _statistics_days(run: Run) -> float | None:
     if not run.warehouse.exists(run.spark, "streams"):
         return None
     first = run.warehouse.read(run.spark, "streams").agg(F.min("first_seen").alias("t")).collect()[0]["t"]
-    if first is None or first >= datetime.combine(run.run_date, time()):
+    if first is None or first >= midnight(run.run_date):
         return None
     return build_calendar(run.run_date, first_event=first, days=run.config.calendar.days).statistics.days
 

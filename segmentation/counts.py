@@ -7,7 +7,7 @@ Conversion streams never enter (docs/method.md A.4.1, E23); impressions are no s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from scipy import sparse
 
 from dynamix.config import Config
 from dynamix.contracts import N_DWELL_BINS
-from dynamix.features.calendar import Calendar, instant_sql
+from dynamix.features.calendar import Calendar, instant_sql, midnight
 from dynamix.features.streams import dwell_bin, stream_events
 
 Ints = npt.NDArray[np.int64]
@@ -66,7 +66,7 @@ def user_counts(events: DataFrame, streams: DataFrame, *, config: Config, calend
         else F.col("event_ts")
     )
     ids = streams.where(~F.col("is_conversion")).select("stream", "stream_id")
-    start, end = calendar.first, datetime.combine(calendar.run_date, time())
+    start, end = calendar.first, midnight(calendar.run_date)
     cell = F.col("stream_id").cast("int")
     if config.segmentation.dwell_bins:
         cell = cell * N_DWELL_BINS + F.col("dwell_bin").cast("int")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
+import raw_events
 from event_frames import event_frame
 from metamorphic import plain_rows
 from pyspark.sql import DataFrame, SparkSession
@@ -41,16 +40,6 @@ UNTIL = datetime(2026, 2, 1)
 NOON, MINUTE = "2026-01-05 12:00:00", 60_000
 
 
-def _beside(name: str) -> Any:
-    """A helper file of this folder (tests have no packages)."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-raw_events = _beside("raw_events")
 event = raw_events.event
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-from pathlib import Path
 from typing import Any
 
+import millis_oracle as oracle
 import pytest
+import raw_events
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -15,17 +15,6 @@ from dynamix.config import Config, load_config
 from dynamix.features.dwell import ALL_STREAMS, cap_dwell, derive_dwell, dwell_caps
 from dynamix.features.sessions import assign_sessions
 
-
-def _beside(name: str) -> Any:
-    """A helper file of this folder (tests have no packages)."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-oracle, raw_events = _beside("oracle"), _beside("raw_events")
 event, MINUTE = raw_events.event, raw_events.MINUTE
 pytestmark = pytest.mark.spark
 

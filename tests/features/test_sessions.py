@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
+import millis_oracle as oracle
 import pytest
+import raw_events
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -15,17 +15,6 @@ from dynamix.contracts import EBF_SESSION
 from dynamix.features.dwell import derive_dwell
 from dynamix.features.sessions import assign_sessions, session_features
 
-
-def _beside(name: str) -> Any:
-    """A helper file of this folder (tests have no packages)."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-oracle, raw_events = _beside("oracle"), _beside("raw_events")
 event, MINUTE, START = raw_events.event, raw_events.MINUTE, raw_events.START_MS
 pytestmark = pytest.mark.spark
 
