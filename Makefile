@@ -2,10 +2,13 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
+# The last one, common in images, would have every process and every Spark worker compile its imports anew.
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Two workers, each with its own Spark; a file's tests stay together, long files (tests/e2e) start first.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 PY := $(BIN)/python
 
 .PHONY: help setup demo test test-all bench lint notebooks bundle lock clean
@@ -35,10 +38,10 @@ demo: setup ## the demo: a first small world, then the full one, report and regi
 	@$(BIN)/dynamix demo --out demo
 
 test: setup ## the suite that CI runs
-	@$(PY) -m pytest -m "not slow"
+	@$(PY) -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 test-all: setup ## the suite with crash matrix, soak and large fuzz
-	@$(PY) -m pytest
+	@$(PY) -m pytest $(SIDE_BY_SIDE)
 
 bench: setup ## the claims of the README, measured on this machine
 	@$(PY) -m benchmarks

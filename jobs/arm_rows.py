@@ -17,7 +17,7 @@ from dynamix.errors import ConfigError, GuardError
 from dynamix.features.calendar import Calendar
 from dynamix.features.conversions import label_impressions
 from dynamix.features.streams import event_columns
-from dynamix.features.training import training_rows
+from dynamix.features.training import training_rows, with_part
 from dynamix.jobs.context import Run
 from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.mask import newest_segments
@@ -73,6 +73,7 @@ def build_arms(run: Run) -> ArmRows:
     history = event_columns(events, streams, stats, run.config).persist()
     impressions = label_impressions(events, config=run.config).persist()
     try:
+        empty = with_part(impressions, calendar).isEmpty()  # a row of each arm is an impression of a part
         for arm, version in versions.items():
             if arm == GLOBAL:
                 continue
@@ -82,7 +83,8 @@ def build_arms(run: Run) -> ArmRows:
                 calendar=calendar, config=run.config, streams=streams, mask_version=version,
             )  # fmt: skip
             where = f"mask_version = '{version}'"
-            warehouse.replace(spark, TRAINING_ROWS, frame, where=where, metadata={"run_id": run.run_id})
+            note = {"run_id": run.run_id}
+            warehouse.replace(spark, TRAINING_ROWS, frame, where=where, metadata=note, empty=empty)
     finally:
         history.unpersist()
         impressions.unpersist()

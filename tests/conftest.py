@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from hypothesis import HealthCheck, settings
 from pyspark.sql import SparkSession
 
 PROJECT = Path(__file__).resolve().parents[1]
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker's `__main__` has no file, which pyspark.sql.connect (imported by great_expectations) takes for a
+    # doctest: it would end the process with SystemExit(0).
+    sys.modules["__main__"].__file__ = __file__
 
 settings.register_profile(
     "dynamix", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -1,4 +1,4 @@
-"""Whole cycles: a small simulated world, a killed run, and a part of each public data set."""
+"""A whole cycle on a small simulated world: killed, gone on with, repeated, and one day later."""
 
 from __future__ import annotations
 
@@ -7,55 +7,31 @@ import io
 import json
 import re
 import runpy
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 import pytest
+from cycles import SMALL, open_world
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from dynamix.config import load_config
 from dynamix.contracts import TABLES
 from dynamix.errors import GuardError
 from dynamix.features import tables
 from dynamix.features.simulate import simulate
-from dynamix.features.tables import Warehouse
 from dynamix.jobs.arm_rows import grid_cells, load_version, mask_rows, stream_scales
 from dynamix.jobs.cli import main
 from dynamix.jobs.context import Run, new_run_id
 from dynamix.jobs.run import STEPS, execute, run_all
-from dynamix.jobs.verbs import latest_run_date
 from dynamix.models.registry import CHALLENGER, CHAMPION, RANKER, SEGMENTER, Registry, find
 from dynamix.models.serving import cell_quotas
 
 pytestmark = [pytest.mark.spark, pytest.mark.e2e]
 
 PROJECT = Path(__file__).resolve().parents[2]
-SMALL = (
-    "train.epochs=1",
-    "train.min_steps=1",
-    "train.bootstrap=50",
-    "mask.ne_budget=0.05",
-    "mask.delta=0.6",
-    "segmentation.k_max=4",
-)
-
-
-def open_world(
-    spark: SparkSession, world: Path, warehouse: Path, *settings: str, run_id: str | None = None
-) -> Run:
-    config = load_config(files=[world / "dynamix.yaml"], settings=settings)
-    place = Warehouse(warehouse)
-    day = latest_run_date(spark, place, config, str(world))
-    return Run(spark, place, config, day, run_id or new_run_id(), quiet=True)
 
 
 class Killed(BaseException):
@@ -235,61 +211,3 @@ def test_a_later_cycle_keeps_ids_and_adds_versions(spark: SparkSession, world: P
     assert (versions[0], "birth") in born and (versions[1], "keep") in born
     with pytest.raises(GuardError, match="run `dynamix mask` first"):
         execute(later, "train", skip=True)
-
-
-def test_without_a_conversion_features_and_segments_are_written_and_masks_are_refused(
-    spark: SparkSession, world: Path, tmp_path: Path
-) -> None:
-    table = pads.dataset(world / "events", format="parquet").to_table()
-    source = tmp_path / "none"
-    (source / "events").mkdir(parents=True)
-    pq.write_table(table.filter(pc.field("event_type") != "conversion"), source / "events" / "part.parquet")
-    (source / "dynamix.yaml").write_text(
-        (world / "dynamix.yaml").read_text(encoding="utf-8"), encoding="utf-8"
-    )
-    run = open_world(spark, source, tmp_path / "warehouse", *SMALL, "segmentation.control=one")
-    with pytest.raises(GuardError, match="no positive label for conversion") as refused:
-        run_all(run, events=str(source))
-    assert refused.value.exit_code == 4
-    there = [n for n in ("events", "ebf_session", "segments", "masks") if run.warehouse.exists(spark, n)]
-    assert there == ["events", "ebf_session", "segments"]
-
-
-def _part_of(source: Path, out: Path, keep: Callable[[str], bool]) -> Path:
-    """A copy of imported events with some of the users."""
-    table = pads.dataset(source / "events", format="parquet").to_table()
-    chosen = [u for u in pc.unique(table["user_id"]).to_pylist() if u is not None and keep(u)]
-    (out / "events").mkdir(parents=True)
-    part = table.filter(pc.is_in(table["user_id"], value_set=pa.array(chosen)))
-    pq.write_table(part, out / "events" / "part.parquet")
-    (out / "dynamix.yaml").write_text((source / "dynamix.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    return out
-
-
-QUICK = ("train.epochs=1", "train.min_steps=60", "train.bootstrap=50", "segmentation.k_max=2")
-FOLDERS = {"trivago": "trivago-recsys2019-100k", "kuairand": "kuairand-27k-likehate"}
-
-
-@pytest.mark.parametrize("name", FOLDERS)
-def test_a_part_of_a_public_set_runs_to_a_registered_ranker(
-    spark: SparkSession, data_dir: Path, tmp_path: Path, name: str
-) -> None:
-    from dynamix.features.sources.kuairand import import_kuairand
-    from dynamix.features.sources.trivago import import_trivago
-
-    folder = data_dir / FOLDERS[name]
-    if not folder.is_dir():
-        pytest.skip(f"public data set {folder.name} not found in {data_dir}: optional data, test skipped")
-    importer = {"trivago": import_trivago, "kuairand": import_kuairand}[name]
-    importer(folder, tmp_path / "whole")
-    source = tmp_path / "whole"
-    if name == "trivago":  # a third of the users keeps the suite short; the figures come from the whole set
-        source = _part_of(source, tmp_path / "part", lambda user: user[-1] in "0123456789AB")
-    run = open_world(spark, source, tmp_path / "warehouse", *QUICK)
-    result = run_all(run, events=str(source))
-    assert find(Registry(run.warehouse.private, ""), RANKER, CHALLENGER) is not None
-    assert result.counters["rows_read"] > 0
-    if name == "trivago":  # who looked at a hotel's pictures clicks it: no dwell says that, only the match
-        masks = run.warehouse.read(spark, "masks").where("status <> 'control' AND segment_id = 0")
-        (gallery,) = masks.where("stream = 'gallery/image'").collect()
-        assert gallery["verdict"] == "keep" and gallery["reason"].startswith("match: ")
