@@ -43,10 +43,11 @@ test: setup ## the suite that CI runs
 test-all: setup ## the suite with crash matrix, soak and large fuzz
 	@$(PY) -m pytest $(SIDE_BY_SIDE)
 
-bench: setup ## the claims of the README, measured on this machine
-	@$(PY) -m benchmarks
+PART ?= worlds
+bench: setup ## the claims of the README, measured on this machine (PART=worlds, features, increment or kernels)
+	@$(PY) -m benchmarks $(PART)
 
-.typing: setup.py
+.typing: setup.py $(wildcard src/dynamix/*.py)
 	@rm -rf .typing && mkdir -p .typing/dynamix
 	@for f in features segmentation models jobs; do ln -s ../../$$f .typing/dynamix/$$f; done
 	@for f in src/dynamix/*.py src/dynamix/py.typed; do ln -s ../../$$f .typing/dynamix/; done

@@ -2,6 +2,8 @@
 
 `python -m benchmarks summary --folder W` prints what a warehouse shows after a cycle.
 `python -m benchmarks kernels [--rounds 9]` times jagged attention against dense and padded attention.
+`python -m benchmarks features [--sizes 1000000,5000000,20000000] [--runs 5]` compares engines on both feature tables.
+`python -m benchmarks increment [--days 30,90] [--per-day 100000]` sets one more day beside a build of everything.
 """
 
 from __future__ import annotations
@@ -10,21 +12,43 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import kernels, summary, worlds
+from benchmarks import features, increment, kernels, summary, worlds
 
 
 def main() -> int:
     """Run the named measurement; results go to standard output, progress to standard error."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", default="worlds", choices=("worlds", "summary", "kernels"))
+    parser.add_argument(
+        "what", nargs="?", default="worlds", choices=("worlds", "summary", "kernels", "features", "increment")
+    )
     parser.add_argument("--presets", default="S0,S8")
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--folder", type=Path, help="where worlds are kept between runs (default: temporary)")
     parser.add_argument("--rounds", type=int, default=9, help="of each cell of the kernels")
+    parser.add_argument("--days", default="30,90", help="ages of the table, for increment")
+    parser.add_argument("--per-day", type=int, default=100_000, help="events, for increment")
+    parser.add_argument("--late", type=int, default=2, help="days by which all rows are there, for increment")
+    parser.add_argument("--sizes", default="1000000,5000000,20000000", help="events, for features")
+    parser.add_argument("--workloads", default="uniform,hot", help="for features")
+    parser.add_argument(
+        "--engines", default=",".join(features.ENGINES), help="for features; the first is compared with all"
+    )
+    parser.add_argument("--runs", type=int, default=5, help="timed rounds, for features")
+    parser.add_argument("--memory", default="4g", help="largest heap of each Spark side, for features")
     options = parser.parse_args()
     if options.what == "kernels":
         kernels.main(options.rounds)
+        return 0
+    if options.what == "increment":
+        ages = [int(days) for days in options.days.split(",")]
+        with tempfile.TemporaryDirectory() as scratch:
+            place = options.folder or Path(scratch)
+            increment.main(place, days=ages, per_day=options.per_day, late_days=options.late)
+        return 0
+    if options.what == "features":
+        with tempfile.TemporaryDirectory() as scratch:
+            compare_features(options, options.folder or Path(scratch))
         return 0
     if options.what == "summary":
         if options.folder is None:
@@ -38,6 +62,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         worlds.main(presets, Path(folder), options.users, seeds)
     return 0
+
+
+def compare_features(options: argparse.Namespace, folder: Path) -> None:
+    """`benchmarks features` with the sizes, workloads and engines of the command line."""
+    features.main(
+        folder,
+        sizes=[int(size) for size in options.sizes.split(",")],
+        workloads=options.workloads.split(","),
+        runs=options.runs,
+        engines=options.engines.split(","),
+        memory=options.memory,
+    )
 
 
 if __name__ == "__main__":

@@ -11,38 +11,54 @@ from pyspark.sql import functions as F
 
 from dynamix.config import Config
 from dynamix.features.calendar import Calendar, Period
-from dynamix.features.streams import assign_streams, log_dwell, on_grid, stream_events
+from dynamix.features.streams import assign_streams, log_dwell, on_grid, stream_base, stream_events
 
 
 def fit_streams(
-    events: DataFrame, *, config: Config, calendar: Calendar, known: DataFrame | None = None
-) -> DataFrame:
+    events: DataFrame, *, config: Config, calendar: Calendar, known: DataFrame | None = None,
+    sessions: DataFrame | None = None,
+) -> DataFrame:  # fmt: skip
     """The `streams` table: ids (see `assign_streams`) with mu and sigma of the calendar's baseline window.
 
     mu is the mean and sigma the sample standard deviation of ln(1+dwell_ms) over usable dwells; NULL where
     the window holds none (sigma: fewer than two). Sums are exact, so the order of events is irrelevant.
+    A stream with a session kind has those of the stream without.
     """
-    ids = assign_streams(events, config=config, baseline=calendar.baseline, known=known)
-    fitted = dwell_moments(events, config=config, period=calendar.baseline)
-    return ids.join(F.broadcast(fitted), "stream", "left").withColumn(
-        "baseline_version", F.lit(calendar.baseline_version)
+    ids = assign_streams(
+        events, config=config, baseline=calendar.baseline, known=known, sessions=sessions
+    ).withColumn("_base", stream_base(F.col("stream")))
+    fitted = dwell_moments(events, config=config, period=calendar.baseline).withColumnRenamed(
+        "stream", "_base"
+    )
+    return (
+        ids.join(F.broadcast(fitted), "_base", "left")
+        .drop("_base")
+        .withColumn("baseline_version", F.lit(calendar.baseline_version))
     )
 
 
-def add_streams(changed: DataFrame, stored: DataFrame, *, config: Config, calendar: Calendar) -> DataFrame:
+def add_streams(
+    changed: DataFrame, stored: DataFrame, *, config: Config, calendar: Calendar,
+    sessions: DataFrame | None = None,
+) -> DataFrame:  # fmt: skip
     """The stored `streams` with those that only `changed` events have; mu, sigma and has_dwell stay frozen.
 
-    A new stream has no dwell in the frozen window, so its mu and sigma are NULL until the next refit.
+    A new stream has no dwell in the frozen window, so its mu and sigma are NULL until the next refit; one with a
+    session kind has those of the stream without.
     """
-    found = assign_streams(changed, config=config, baseline=calendar.baseline, known=stored)
+    found = assign_streams(
+        changed, config=config, baseline=calendar.baseline, known=stored, sessions=sessions
+    )
     seen = found.select("stream", F.col("first_seen").alias("_seen"))
     kept = stored.join(seen, "stream", "left").withColumn("first_seen", F.least("first_seen", "_seen"))
-    fresh = found.join(stored, "stream", "left_anti").withColumns(
-        {
-            "mu": F.lit(None).cast("double"),
-            "sigma": F.lit(None).cast("double"),
-            "baseline_version": F.lit(calendar.baseline_version),
-        }
+    base = stored.select(F.col("stream").alias("_base"), "mu", "sigma", F.col("has_dwell").alias("_base_has"))
+    fresh = (
+        found.join(stored, "stream", "left_anti")
+        .withColumn("_base", stream_base(F.col("stream")))
+        .join(F.broadcast(base), "_base", "left")
+        .withColumn("has_dwell", F.coalesce("_base_has", "has_dwell"))
+        .withColumn("baseline_version", F.lit(calendar.baseline_version))
+        .drop("_base", "_base_has")
     )
     return kept.drop("_seen").unionByName(fresh)
 

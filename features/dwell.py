@@ -49,13 +49,13 @@ def derive_dwell(events: DataFrame, *, config: Config, caps: Mapping[str, int] |
 def cap_dwell(events: DataFrame, *, caps: Mapping[str, int] | None) -> DataFrame:
     """Replace dwells above their stream's cap by it, status `capped`; no caps: unchanged.
 
-    A stream without a cap takes that of `*` (all streams), and none where that is absent too. Capping twice
-    is capping once.
+    A stream without a cap takes that of `*` (all streams), and none where that is absent too. An imputed value
+    stays as it is. Capping twice is capping once.
     """
     if not caps:
         return events
     cap = _lookup(caps)
-    above = F.coalesce(F.col("dwell_ms") > cap, F.lit(False))
+    above = F.coalesce((F.col("dwell_ms") > cap) & (F.col("dwell_status") != "imputed"), F.lit(False))
     return events.withColumns(
         {
             "dwell_ms": F.when(above, cap).otherwise(F.col("dwell_ms")),

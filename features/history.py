@@ -5,7 +5,7 @@ One shuffle by user, then NumPy over blocks of whole users; no join per impressi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -43,13 +43,16 @@ def kept_history(
     total: int,
     embargo_us: int,
     run_date_us: int | None,
+    lengths: Mapping[int, int] | None = None,
 ) -> tuple[Ints, Ints]:
     """Jagged index into `events` of each impression's history: offsets int64[B+1], index int64[M].
 
     Visible to impression i are its user's events with event_ts < t_i − embargo, ingest_ts ≤ t_i (≤ the run
     date when `run_date_us` is given) and another request; a missing request differs from every other.
-    Of these the newest `per_stream` of each stream stay, of those the newest `total`. Newer means later
-    in the block's order, which settles ties in time (docs/faults.md 44). Stored oldest first:
+    Of these the newest `per_stream` of each stream stay (`lengths[stream]` where that is given), of those the
+    newest `total`. Newer means later in the block's order, which settles ties in time (docs/faults.md 44). An
+    event with `after_us` or `until_us` is there only for impressions with after < t_i <= until. Stored oldest
+    first:
 
         impressions   i0        i1   i2
         index         [3 5 8]   []   [11 12]        offsets [0 3 3 5]
@@ -63,18 +66,25 @@ def kept_history(
     def visible(position: Ints, row: Ints) -> Bools:
         own = impressions.request[row]
         same_request = (own >= 0) & (events.request[position] == own)
-        return np.asarray((events.ingest_us[position] <= known_by[row]) & ~same_request)
+        return np.asarray(
+            (events.ingest_us[position] <= known_by[row])
+            & ~same_request
+            & _there(events, impressions, position, row)
+        )
 
     by_stream = _StreamIndex.build(events)
-    bound = np.minimum(high - low, by_stream.streams_of(impressions.user) * per_stream)
+    limit = _limits(by_stream, per_stream, lengths)
+    longest, shortest = int(limit.max(initial=per_stream)), int(limit.min(initial=per_stream))
+    bound = np.minimum(high - low, by_stream.streams_of(impressions.user) * longest)
     kept = []
     for rows in _slices(bound, _PAIR_BUDGET):
         chunk = np.arange(rows.start, rows.stop, dtype=np.int64)
-        few = high[chunk] - low[chunk] <= per_stream  # no stream can exceed its limit
+        few = high[chunk] - low[chunk] <= shortest  # no stream can exceed its limit
         whole = chunk[few]
-        row_a, position_a = _newest(None, low[whole], high[whole], whole, total, visible)
-        owner, start, stop = by_stream.queries(chunk[~few], impressions.user, high)
-        row_b, position_b = _newest(by_stream.order, start, stop, owner, per_stream, visible)
+        every = np.full(len(whole), total, dtype=np.int64)
+        row_a, position_a = _newest(None, low[whole], high[whole], whole, every, visible)
+        owner, start, stop, group = by_stream.queries(chunk[~few], impressions.user, high)
+        row_b, position_b = _newest(by_stream.order, start, stop, owner, limit[group], visible)
         row, position = np.concatenate([row_a, row_b]), np.concatenate([position_a, position_b])
         kept.append(_newest_overall(row, position, len(events.ts_us), total))
     row = np.concatenate([k[0] for k in kept]) if kept else np.empty(0, np.int64)
@@ -82,6 +92,24 @@ def kept_history(
     offsets = np.zeros(len(impressions.ts_us) + 1, dtype=np.int64)
     np.cumsum(np.bincount(row, minlength=len(impressions.ts_us)), out=offsets[1:])
     return offsets, index
+
+
+def _there(events: EventBlock, impressions: ImpressionBlock, position: Ints, row: Ints) -> Bools:
+    """False where the event is there for later, or for earlier impressions only."""
+    there = np.ones(len(position), dtype=bool)
+    if events.after_us is not None:
+        there &= events.after_us[position] < impressions.ts_us[row]
+    if events.until_us is not None:
+        there &= impressions.ts_us[row] <= events.until_us[position]
+    return there
+
+
+def _limits(index: _StreamIndex, per_stream: int, lengths: Mapping[int, int] | None) -> Ints:
+    """Newest events kept of each (user, stream) group (G,)."""
+    limit = np.full(len(index.group_stream), per_stream, dtype=np.int64)
+    for stream, length in (lengths or {}).items():
+        limit[index.group_stream == stream] = length
+    return limit
 
 
 def _before(events: EventBlock, impressions: ImpressionBlock, embargo_us: int) -> tuple[Ints, Ints]:
@@ -104,6 +132,8 @@ class _StreamIndex:
     """first entry of each group in `order` (G,)"""
     group_user: Ints
     """user of each group (G,), ascending"""
+    group_stream: Ints
+    """stream of each group (G,)"""
     key: Ints
     """group · (N+1) + position, ascending like `order`"""
     n_events: int
@@ -115,7 +145,9 @@ class _StreamIndex:
         code = events.user * streams + events.stream
         order = np.argsort(code, kind="stable").astype(np.int64)
         groups, start, group = np.unique(code[order], return_index=True, return_inverse=True)
-        return cls(order, start.astype(np.int64), groups // streams, group * (n + 1) + order, n)
+        return cls(
+            order, start.astype(np.int64), groups // streams, groups % streams, group * (n + 1) + order, n
+        )
 
     def _groups(self, user: Ints) -> tuple[Ints, Ints]:
         low = np.searchsorted(self.group_user, user, side="left").astype(np.int64)
@@ -126,13 +158,13 @@ class _StreamIndex:
         low, high = self._groups(user)
         return high - low
 
-    def queries(self, rows: Ints, user: Ints, high: Ints) -> tuple[Ints, Ints, Ints]:
-        """One query per impression of `rows` and stream of its user: (impression, start, stop in `order`)."""
+    def queries(self, rows: Ints, user: Ints, high: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+        """One query per impression of `rows` and stream of its user: (impression, start, stop in `order`, group)."""
         low, stop = self._groups(user[rows])
         local, group = _ranges(low, stop - low)
         owner = rows[local]
         end = np.searchsorted(self.key, group * (self.n_events + 1) + high[owner], side="left")
-        return owner, self.group_start[group], end.astype(np.int64)
+        return owner, self.group_start[group], end.astype(np.int64), group
 
 
 def _newest(
@@ -140,10 +172,10 @@ def _newest(
     low: Ints,
     high: Ints,
     owner: Ints,
-    limit: int,
+    limit: Ints,
     visible: Callable[[Ints, Ints], Bools],
 ) -> tuple[Ints, Ints]:
-    """Newest `limit` visible entries of each range [low, high) of `order` (None: positions themselves).
+    """Newest `limit` (Q,) visible entries of each range [low, high) of `order` (None: positions themselves).
 
     Returns (impression, event position) pairs. The look-back starts at `limit` entries and doubles for
     the ranges in which the filters left too few.
@@ -153,22 +185,22 @@ def _newest(
     rows, positions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     while len(todo):
         short = []
-        for part in _slices(np.minimum(high[todo] - low[todo], width), _PAIR_BUDGET):
+        for part in _slices(np.minimum(high[todo] - low[todo], width[todo]), _PAIR_BUDGET):
             query = todo[part]
-            start = np.maximum(low[query], high[query] - width)
+            start = np.maximum(low[query], high[query] - width[query])
             local, flat = _ranges(start, high[query] - start)
             position = flat if order is None else order[flat]
             seen = visible(position, owner[query][local])
             local, position = local[seen], position[seen]
             count = np.bincount(local, minlength=len(query))
-            done = (count >= limit) | (start == low[query])
+            done = (count >= limit[query]) | (start == low[query])
             from_newest = np.cumsum(count)[local] - 1 - np.arange(len(local))
-            take = done[local] & (from_newest < limit)
+            take = done[local] & (from_newest < limit[query][local])
             rows.append(owner[query][local[take]])
             positions.append(position[take])
             short.append(query[~done])
         todo = np.concatenate(short)
-        width *= 2
+        width = width * 2
     return np.concatenate(rows), np.concatenate(positions)
 
 
@@ -201,7 +233,7 @@ def _slices(cost: Ints, budget: int) -> Iterator[slice]:
 
 def map_histories(
     events: DataFrame, impressions: DataFrame, *, history: HistoryConfig, kernel: Kernel, schema: str,
-    run_date_us: int | None = None,
+    run_date_us: int | None = None, lengths: Mapping[int, int] | None = None,
 ) -> DataFrame:  # fmt: skip
     """Rows that `kernel` makes of each block of whole users with their kept histories.
 
@@ -209,7 +241,8 @@ def map_histories(
     any further columns, which the kernel finds in `ImpressionBlock.frame`. Users without an impression give
     nothing, impressions without an event an empty history. `run_date_us` (µs since 1970 UTC) replaces t_i
     as the instant by which an event must be known where `history.as_known_at` is `run_date`; without it
-    every given event counts as known. The kernel's table is cast to `schema` (a DDL string).
+    every given event counts as known. `lengths` (stream id -> newest events kept) replaces `history.per_stream`
+    where a stream declares its own. The kernel's table is cast to `schema` (a DDL string).
     """
     arrow_schema = to_arrow_schema(cast(StructType, StructType.fromDDL(schema)), timezone="UTC")
     embargo_us = round(history.embargo_s * 1e6)
@@ -224,8 +257,9 @@ def map_histories(
             if not len(seen.ts_us):
                 continue
             offsets, index = kept_history(
-                block, seen, per_stream=per_stream, total=total, embargo_us=embargo_us, run_date_us=known
-            )
+                block, seen, per_stream=per_stream, total=total, embargo_us=embargo_us, run_date_us=known,
+                lengths=lengths,
+            )  # fmt: skip
             result = kernel(block, seen, offsets, index)
             yield from result.select(arrow_schema.names).cast(arrow_schema).to_batches(max_chunksize=20_000)
 

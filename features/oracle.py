@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dynamix.config import Config
@@ -18,6 +18,9 @@ from dynamix.config import Config
 Event = dict[str, Any]
 Row = dict[str, Any]
 Caps = Mapping[str, int]
+Constants = Mapping[str, Sequence[int]]
+Kinds = Mapping[tuple[str, str], str | None]
+"""(user_id, session_id) -> the session's kind."""
 
 DAY_US = 86_400_000_000
 _FIRST_US, _LAST_US = 31_536_000_000_000, 4_102_444_800_000_000  # 1971-01-01 and 2100-01-01
@@ -37,8 +40,28 @@ def in_order(events: Iterable[Event]) -> list[Event]:
 
 
 def stream(event: Event) -> str:
-    """`surface/event_type`."""
+    """`surface/event_type`, by which caps and constants go."""
     return f"{event['surface']}/{event['event_type']}"
+
+
+def declared(event: Event, config: Config) -> str:
+    """The entry of `streams:` whose filter the event meets, else `surface/event_type`; without a session kind."""
+    for name, entry in sorted(config.streams.items()):
+        surface, _, event_type = name.rpartition("/")
+        where = entry.where
+        if where is None or "#" in event_type:
+            continue
+        fits = event["surface"] in (where.surface or [surface])
+        fits = fits and event["event_type"] in (where.event_type or [event_type])
+        if fits and all(_attribute(event, key) in values for key, values in where.attributes.items()):
+            return name
+    return stream(event)
+
+
+def _attribute(event: Event, key: str) -> Any:
+    if key in ("item_id", "category", "ad_id", "advertiser_id", "campaign_id"):
+        return event[key]
+    return (event["attributes"] or {}).get(key)
 
 
 def takes_part(event: Event, config: Config) -> bool:
@@ -157,26 +180,31 @@ def _pieces(whole: list[Event], config: Config) -> list[list[Event]]:
     return pieces
 
 
-def settle(events: Iterable[Event], config: Config, *, caps: Caps | None = None) -> list[Event]:
+def settle(
+    events: Iterable[Event], config: Config, *, caps: Caps | None = None, constants: Constants | None = None
+) -> list[Event]:
     """Every event once, with session_id, session_start, `cut`, dwell_ms and dwell_status.
 
     `dwell_ms` comes in as logged. Logged: observed. Else the whole milliseconds to the session's next event:
     derived. The last event of a session: censored, unknown, never 0. A `bad_dwell`, an impression, or any
-    unlogged dwell where `dwell.derive` is off: missing. Above the cap of its stream (else of `*`): capped.
+    unlogged dwell where `dwell.derive` is off: missing. Logged as one of its stream's constants: imputed. Above the
+    cap of its stream (else of `*`): capped.
     """
     everything = list(events)
     settled = []
     for piece in sessions(everything, config):
         for event, after in zip(piece, [*piece[1:], None], strict=True):
-            settled.append(event | _dwell(event, after, config, caps or {}))
+            settled.append(event | _dwell(event, after, config, caps or {}, constants or {}))
     for event in everything:
         if not takes_part(event, config):
             alone = {"session_id": None, "session_start": None, "cut": False, "bad_dwell": True}
-            settled.append(event | alone | _dwell(event | alone, None, config, caps or {}))
+            settled.append(event | alone | _dwell(event | alone, None, config, caps or {}, constants or {}))
     return settled
 
 
-def _dwell(event: Event, after: Event | None, config: Config, caps: Caps) -> Row:
+def _dwell(event: Event, after: Event | None, config: Config, caps: Caps, constants: Constants) -> Row:
+    if event["dwell_ms"] is not None and event["dwell_ms"] in constants.get(stream(event), ()):
+        return {"dwell_ms": event["dwell_ms"], "dwell_status": "imputed"}
     if event["dwell_ms"] is not None:
         status, ms = "observed", event["dwell_ms"]
     elif event.get("bad_dwell") or not config.dwell.derive:
@@ -206,18 +234,35 @@ def usable(event: Event) -> bool:
 # ---------------------------------------------------------------- history
 
 
-def history(settled: Iterable[Event], impression: Event, config: Config) -> list[Event]:
-    """The kept events of an impression, oldest first (docs/faults.md 44).
+def history(
+    settled: Iterable[Event], impression: Event, config: Config, *, kinds: Kinds | None = None
+) -> list[Event]:
+    """The kept events of an impression, oldest first (docs/faults.md 44): of those `visible` the newest of each stream.
+
+    As many as the stream declares, else per_stream; of these the newest total.
+    """
+    used: Counter[str] = Counter()
+    kept: list[Event] = []
+    for event in visible(settled, impression, config, kinds=kinds):
+        if used[event["stream"]] < _length(event["stream"], config) and len(kept) < config.history.total:
+            used[event["stream"]] += 1
+            kept.append(event)
+    return kept[::-1]
+
+
+def visible(
+    settled: Iterable[Event], impression: Event, config: Config, *, kinds: Kinds | None = None
+) -> Iterator[Event]:
+    """Events that an impression may know, newest first, each with `stream` as the impression sees it.
 
     Of the same user, strictly before event_ts - embargo, known (ingest_ts) at the impression unless the rule is
-    `run_date`, of another request (none differs from all). The newest per_stream of each stream, of these the
-    newest total.
+    `run_date`, of another request (none differs from all).
     """
     rule = config.history
     before_us = impression["event_ts"] - round(rule.embargo_s * 1e6)
-    used: Counter[str] = Counter()
-    kept: list[Event] = []
-    for event in reversed(in_order(settled)):
+    everything = list(settled)
+    closed = _closed_us(everything, config) if kinds is not None else {}
+    for event in reversed(in_order(everything)):
         if event["user_id"] != impression["user_id"] or not takes_part(event, config):
             continue
         same_request = (
@@ -226,21 +271,61 @@ def history(settled: Iterable[Event], impression: Event, config: Config) -> list
         known = rule.as_known_at == "run_date" or event["ingest_ts"] <= impression["event_ts"]
         if event["event_ts"] >= before_us or same_request or not known:
             continue
-        if used[stream(event)] < rule.per_stream and len(kept) < rule.total:
-            used[stream(event)] += 1
-            kept.append(event)
-    return kept[::-1]
+        name = declared(event, config)
+        if kinds is not None and event["session_id"] and event["event_type"] not in config.conversion_types:
+            session = event["user_id"], event["session_id"]
+            kind = kinds.get(session) if impression["event_ts"] > closed[session] else "open"
+            name = f"{name}#{kind}" if kind else name
+        yield event | {"stream": name}
 
 
-def history_columns(kept: list[Event], impression: Event, *, scales: Mapping[str, Row], habit: float) -> Row:
+def _closed_us(events: Iterable[Event], config: Config) -> dict[tuple[str, str], int]:
+    """The last instant at which a session still counts as open: its end and the gap, or its last ingest."""
+    closed: dict[tuple[str, str], int] = {}
+    for event in events:
+        if event["session_id"] is None:
+            continue
+        session = event["user_id"], event["session_id"]
+        until = event["event_ts"] + round(config.session.gap_s * 1e6)
+        if config.history.as_known_at == "impression":
+            until = max(until, event["ingest_ts"] - 1)
+        closed[session] = max(until, closed.get(session, until))
+    return closed
+
+
+def _length(name: str, config: Config) -> int:
+    own, base = (config.streams.get(n) for n in (name, name.split("#")[0]))
+    lengths = [entry.length for entry in (own, base) if entry is not None and entry.length is not None]
+    return lengths[0] if lengths else config.history.per_stream
+
+
+def _carries(name: str, attribute: str, config: Config) -> bool:
+    """False where the stream, or else the stream without its kind, declares attributes without this one."""
+    own, base = (config.streams.get(n) for n in (name, name.split("#")[0]))
+    listed = [entry.attributes for entry in (own, base) if entry is not None and entry.attributes is not None]
+    return not listed or attribute in listed[0]
+
+
+def history_columns(
+    kept: list[Event],
+    impression: Event,
+    config: Config,
+    *,
+    scales: Mapping[str, Mapping[str, Any]],
+    habit: float,
+) -> Row:
     """The hist_ arrays of `training_rows`; `scales` holds stream_id, mu, sigma and has_dwell of each stream."""
+
+    def column(attribute: str, of: Callable[[Event], Any], empty: Any = None) -> list[Any]:
+        return [of(e) if _carries(e["stream"], attribute, config) else empty for e in kept]
+
     return {
-        "hist_stream": [scales[stream(event)]["stream_id"] for event in kept],
-        "hist_item": [event["item_id"] for event in kept],
-        "hist_category": [event["category"] for event in kept],
-        "hist_dwell_bin": [dwell_bin(event) for event in kept],
-        "hist_z": [_z(event, scales[stream(event)], habit) for event in kept],
-        "hist_age_s": [(impression["event_ts"] - event["event_ts"]) / 1e6 for event in kept],
+        "hist_stream": [scales[event["stream"]]["stream_id"] for event in kept],
+        "hist_item": column("item", lambda event: event["item_id"]),
+        "hist_category": column("category", lambda event: event["category"]),
+        "hist_dwell_bin": column("dwell", dwell_bin, 12),
+        "hist_z": column("dwell", lambda event: _z(event, scales[event["stream"]], habit), 0.0),
+        "hist_age_s": column("recency", lambda event: (impression["event_ts"] - event["event_ts"]) / 1e6),
     }
 
 
@@ -249,7 +334,7 @@ def dwell_bin(event: Event) -> int:
     return sum(event["dwell_ms"] > edge for edge in _BIN_ENDS_MS) if usable(event) else 12
 
 
-def _z(event: Event, scale: Row, habit: float) -> float:
+def _z(event: Event, scale: Mapping[str, Any], habit: float) -> float:
     if not (usable(event) and scale["has_dwell"] and scale["mu"] is not None and scale["sigma"]):
         return 0.0
     z = (math.log1p(event["dwell_ms"]) - scale["mu"] - habit) / scale["sigma"]

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from dynamix.config import Config
-from dynamix.features.oracle import DAY_US, Event, Row, in_order, stream, takes_part, usable
+from dynamix.features.oracle import DAY_US, Event, Row, declared, in_order, takes_part, usable
 
 
 def ebf_session(settled: Iterable[Event], config: Config) -> list[Row]:
@@ -36,7 +36,7 @@ def _session_row(events: list[Event], config: Config) -> Row:
     dwells: Counter[str] = Counter()
     for event in events:
         if event["dwell_ms"] is not None and event["dwell_status"] != "imputed":
-            dwells[stream(event)] += event["dwell_ms"]
+            dwells[declared(event, config)] += event["dwell_ms"]
     converted = [event["event_ts"] for event in events if event["event_type"] in config.conversion_types]
     surfaces = [event["surface"] for event in events]
     shares = [n / len(events) for n in Counter(surfaces).values()]
@@ -47,7 +47,7 @@ def _session_row(events: list[Event], config: Config) -> Row:
         "session_end": end,
         "n_events": len(events),
         "duration_ms": (end - start) // 1000,
-        "n_by_stream": dict(Counter(stream(event) for event in events)),
+        "n_by_stream": dict(Counter(declared(event, config) for event in events)),
         "dwell_by_stream": dict(dwells),
         "dwell_sum_ms": sum(dwells.values()),
         "n_censored": sum(event["dwell_status"] == "censored" for event in events),
@@ -66,14 +66,15 @@ def _session_row(events: list[Event], config: Config) -> Row:
 def ebf_surface(settled: Iterable[Event], config: Config, *, end: int, days: int) -> list[Row]:
     """Rows of `ebf_surface` for the window of `days` (0: all) days before day `end`, straight from the events.
 
-    One row per user and stream, and per user and `surface/*`. decayed_n halves every 7 days, a window of one day
-    counts each event whole. dwell_share is a row's part of the user's usable dwell in the window, None of 0.
+    One row per user and stream, and per user and `surface/*`. decayed_n halves every 7 days, or as the stream
+    declares; a window of one day counts each event whole. dwell_share is a row's part of the user's usable dwell in
+    the window, None of 0.
     """
     cells: dict[tuple[str, str], list[Event]] = defaultdict(list)
     for event in settled:
         age = end - event["event_ts"] // DAY_US - 1
         if takes_part(event, config) and age >= 0 and (days == 0 or age < days):
-            cells[event["user_id"], stream(event)].append(event)
+            cells[event["user_id"], declared(event, config)].append(event)
             cells[event["user_id"], f"{event['surface']}/*"].append(event)
     rows = [_surface_row(*key, events, config, end, days) for key, events in cells.items()]
     total: Counter[str] = Counter()
@@ -86,18 +87,26 @@ def ebf_surface(settled: Iterable[Event], config: Config, *, end: int, days: int
 
 
 def surface_table(settled: Iterable[Event], config: Config, *, run_day: int) -> list[Row]:
-    """What `ebf_surface` holds after a run of day `run_day`: every day's rows, and the windows that end there."""
+    """What `ebf_surface` holds after a run of day `run_day`: every day's rows, and the windows that end there.
+
+    7, 28 and all days, or those that the stream declares.
+    """
     events = list(settled)
     ends = sorted({event["event_ts"] // DAY_US + 1 for event in events})
     rows = [row for end in ends for row in ebf_surface(events, config, end=end, days=1)]
-    return rows + [row for days in (7, 28, 0) for row in ebf_surface(events, config, end=run_day, days=days)]
+    own = {name: entry.windows for name, entry in config.streams.items() if entry.windows is not None}
+    lengths = {7, 28, 0}.union(*own.values()) - {1}
+    windows = (row for days in lengths for row in ebf_surface(events, config, end=run_day, days=days))
+    return rows + [row for row in windows if row["window_days"] in own.get(row["stream"], (7, 28, 0))]
 
 
 def _surface_row(user: str, name: str, events: list[Event], config: Config, end: int, days: int) -> Row:
     known = [event["dwell_ms"] for event in events if usable(event)]
     logs = [math.log1p(ms) for ms in known]
     per_day = Counter(event["event_ts"] // DAY_US for event in events)
-    decayed = sum(_to_grid(n * 2 ** (-(end - 1 - day) / 7)) for day, n in per_day.items())
+    entry = config.streams.get(name)
+    half_life = (entry.half_life_days if entry else None) or 7
+    decayed = sum(_to_grid(n * 2 ** (-(end - 1 - day) / half_life)) for day, n in per_day.items())
     return {
         "user_id": user,
         "stream": name,
@@ -128,8 +137,8 @@ def residuals(
     found: dict[str, list[float]] = defaultdict(list)
     for event in settled:
         inside = takes_part(event, config) and start <= event["event_ts"] < end
-        if inside and usable(event) and stream(event) in mu:
-            found[event["user_id"]].append(math.log1p(event["dwell_ms"]) - mu[stream(event)])
+        if inside and usable(event) and declared(event, config) in mu:
+            found[event["user_id"]].append(math.log1p(event["dwell_ms"]) - mu[declared(event, config)])
     return found
 
 

@@ -153,18 +153,20 @@ def statistics_rows(impressions: DataFrame, calendar: Calendar) -> DataFrame:
 def cell_sums(
     events: DataFrame, impressions: DataFrame, *, history: HistoryConfig, heads: Sequence[str], n_streams: int,
     given: Prediction, thirds_us: tuple[int, int], run_date_us: int | None = None,
+    lengths: Mapping[int, int] | None = None, untimed: Sequence[int] = (),
 ) -> DataFrame:  # fmt: skip
     """Sums of every segment × stream × head × half × window (SCHEMA), one row each.
 
     events as in features/streams.py `event_columns`, impressions as in `statistics_rows` with segment_id.
-    `thirds_us` are the two inner borders of the windows, µs since 1970 UTC. Users without events count.
+    `thirds_us` are the two inner borders of the windows, µs since 1970 UTC. Users without events count. `lengths`
+    as in `map_histories`; the recency channel of the streams in `untimed` is 0, as their events carry no recency.
     """
     asked = impressions.select(
         "user_id", "event_ts", "event_id", "request_id", "item_id", "surface", "position", "segment_id", "half",
         *[f"label_{head}" for head in heads],
         *([f"{given.column}_{head}" for head in heads] if given.column else []),
     )  # fmt: skip
-    kernel = relevance_kernel(given, tuple(heads), n_streams, thirds_us)
+    kernel = relevance_kernel(given, tuple(heads), n_streams, thirds_us, untimed=tuple(untimed))
     parts = map_histories(
         events,
         asked,
@@ -172,6 +174,7 @@ def cell_sums(
         kernel=kernel,
         schema=f"block string, {SCHEMA}",
         run_date_us=run_date_us,
+        lengths=lengths,
     )
     return parts.groupBy("segment_id", "stream_id").applyInArrow(_add_up, SCHEMA)
 
@@ -199,12 +202,14 @@ def _sums_table(columns: Mapping[str, Sequence[Any]], total: Floats, **more: Any
 
 
 def relevance_kernel(
-    given: Prediction, heads: tuple[str, ...], n_streams: int, thirds_us: tuple[int, int]
-) -> Kernel:
+    given: Prediction, heads: tuple[str, ...], n_streams: int, thirds_us: tuple[int, int], *,
+    untimed: tuple[int, ...] = (),
+) -> Kernel:  # fmt: skip
     """Kernel for `map_histories`: the sums of one block of users, with `block` = its first user."""
 
     def kernel(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Any:
         x = exposure_block(events, asked, offsets, index, n_streams=n_streams)
+        x[:, list(untimed), CHANNELS.index("recency")] = 0.0
         frame = asked.frame
         segment = np.asarray(frame.column("segment_id").to_numpy(), np.int64)
         half = np.asarray(frame.column("half").to_numpy(), np.int64)

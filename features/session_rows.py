@@ -1,142 +1,248 @@
-"""Rows of `ebf_session` from the sorted events of whole users: the NumPy side of features/sessions.py.
+"""Sums of sessions that merge, and the rows of `ebf_session` they end in: NumPy only (docs/method.md A.2.4).
 
-One sort of small integers a block takes the place of an aggregation per column (docs/method.md A.2).
+A block of sorted events gives one `Sessions`; where a user is cut over blocks, those of its blocks are
+concatenated and folded. Every column of the table is a sum, an extreme or a count, or follows from the
+neighbouring sessions of the user, so the rows do not depend on the cuts.
 """
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dynamix.contracts import EBF_SESSION
 from dynamix.features.grid import GRID
-from dynamix.features.timeline import codes
+from dynamix.features.numbers import Bools, Ints, add_up, distinct, first_of_runs
+from dynamix.features.user_block import Block, Names
 
 _DAY_US = 86_400_000_000
+_NEVER = np.iinfo(np.int64).max
+SUMS = ("n_events", "dwell_sum_ms", "n_censored", "conversions", "n_transitions")
+KEYS = ("user", "first", "part", "source", "id")
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+
+@dataclass(frozen=True)
+class Sessions:
+    """R sessions, or parts of them, and the C cells (session, stream) they have."""
+
+    keys: Ints
+    """(R, 5) as in KEYS: codes of user, source's id and stored id (−1: none), chain's first event µs, piece."""
+    span: Ints
+    """(R, 3): first event, last event, first conversion (_NEVER: none), µs."""
+    sums: Ints
+    """(R, 5) as in SUMS."""
+    ends: Ints
+    """(R, 2): surface of the first and of the last event."""
+    cells: Ints
+    """(C, 5): row, stream, events, sum of known dwells, events with a known dwell; rows rise."""
 
 
-def session_rows(table: Any, *, gap_us: int, given: bool) -> Any:
-    """One row per (user, session) in the columns of `ebf_session`, from events in EVENT_ORDER per user.
+def session_sums(block: Block) -> Sessions:
+    """Sums of the sessions of a block's events; a session's events lie side by side."""
+    if not len(block.us):
+        return Sessions(*(np.zeros((0, width), dtype=np.int64) for width in (5, 3, 5, 2, 5)))
+    starts = np.flatnonzero(block.begins)
+    last = np.append(starts[1:], len(block.us)) - 1
+    row = np.cumsum(block.begins) - 1
+    surface = block.names.surface_of[block.stream]
+    moved = np.concatenate([[False], surface[1:] != surface[:-1]]) & ~block.begins
+    counts = [
+        np.bincount(row[flags], minlength=len(starts)) for flags in (block.censored, block.converted, moved)
+    ]
+    user, first, part, stored = (x[starts] for x in (block.user, block.first, block.part, block.id))
+    converted = np.full(len(starts), _NEVER)
+    np.minimum.at(converted, row[block.converted], block.us[block.converted])
+    return Sessions(
+        keys=np.stack([user, first, part, _source(block, starts, row), stored], 1),
+        span=np.stack([block.us[starts], block.us[last], converted], 1),
+        sums=np.stack([last - starts + 1, np.add.reduceat(block.dwell, starts), *counts], 1),
+        ends=np.stack([surface[starts], surface[last]], 1),
+        cells=_cells(row, block),
+    )
 
-    Columns of `table`: user_id, session_id, source_session_id, surface, stream, us, start_us (both µs since
-    1970), dwell_ms, censored, converted; only the first three nullable ones among them are
-    source_session_id and dwell_ms. `given`: sessions follow the source's ids. Rows come out by user,
-    session_start and session_id. Whole users only: gaps and cuts look at neighbours.
+
+def _cells(row: Ints, block: Block) -> Ints:
+    width = len(block.names.streams)
+    keys, place = distinct(row * width + block.stream, (int(row[-1]) + 1) * width)
+    counts = np.bincount(place, minlength=len(keys))
+    known = np.bincount(place[block.known], minlength=len(keys))
+    return np.stack([keys // width, keys % width, counts, add_up(place, block.dwell, len(keys)), known], 1)
+
+
+def _source(block: Block, starts: Ints, row: Ints) -> Ints:
+    """Code of each session's first source id that is not NULL."""
+    if block.source is None:
+        return np.full(len(starts), -1, dtype=np.int64)
+    found = np.full(len(starts), -1, dtype=np.int64)
+    given = np.flatnonzero(block.source >= 0)[::-1]
+    found[row[given]] = block.source[given]  # the last assignment is the earliest event
+    return found
+
+
+def fold(parts: Sessions, *, given: bool) -> Sessions:
+    """Merge the parts of one session; `parts` may come in any order, those of a session never overlap in time.
+
+    `given`: sessions follow the source's ids, so the id is part of the key; else a part of a session may lack it.
     """
-    table = table.combine_chunks()
-    user, users = codes(table.column("user_id"))
-    code, ids = codes(table.column("session_id"))
-    session, head, order, starts = _groups(user, code, ids, np.asarray(table.column("start_us")))
-    us = np.asarray(table.column("us"))[order]
-    start, end = np.asarray(table.column("start_us"))[head], np.maximum.reduceat(us, starts)
-    n = np.diff(np.append(starts, len(order)))
-    source = _first_known(table.column("source_session_id"), session, order)
-    converted = np.asarray(table.column("converted"))[order]
-    first = np.minimum.reduceat(np.where(converted, us, np.iinfo(np.int64).max), starts)
-    surface, _ = codes(table.column("surface"))
-    dwell, known = _filled(table.column("dwell_ms"))
-    stream_map, dwell_map = _maps(table.column("stream"), session, dwell, known, len(n))
-    gap_ms, has_gap = _gaps(user[head], start, end)
+    if not len(parts.keys):
+        return parts
+    whole = parts.keys if given else parts.keys[:, [0, 1, 2, 4]]
+    order = np.lexsort((parts.span[:, 1], parts.span[:, 0], *whole.T[::-1]))
+    ordered = whole[order]
+    new = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
+    starts = np.flatnonzero(new)
+    last = np.append(starts[1:], len(order)) - 1
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.cumsum(new) - 1
+    span, sums, ends = (
+        parts.span[order],
+        np.add.reduceat(parts.sums[order], starts, axis=0),
+        parts.ends[order],
+    )
+    met = np.concatenate([[False], ends[1:, 0] != ends[:-1, 1]]) & ~new
+    sums[:, SUMS.index("n_transitions")] += np.add.reduceat(met, starts, dtype=np.int64)
+    low, high = np.minimum.reduceat(span, starts, axis=0), np.maximum.reduceat(span[:, 1], starts)
+    keys = parts.keys[order][starts]
+    keys[:, KEYS.index("source")] = _first_source(parts.keys[order][:, KEYS.index("source")], new)
+    return Sessions(
+        keys=keys,
+        span=np.stack([low[:, 0], high, low[:, 2]], 1),
+        sums=sums,
+        ends=np.stack([ends[starts, 0], ends[last, 1]], 1),
+        cells=_fold_cells(parts.cells, place),
+    )
+
+
+def _fold_cells(cells: Ints, place: Ints) -> Ints:
+    width = int(cells[:, 1].max()) + 1
+    key = place[cells[:, 0]] * width + cells[:, 1]
+    order = np.argsort(key, kind="stable")
+    starts = first_of_runs(key[order])
+    keys = key[order][starts]
+    return np.concatenate(
+        [np.stack([keys // width, keys % width], 1), np.add.reduceat(cells[order][:, 2:], starts, axis=0)],
+        axis=1,
+    )
+
+
+def _first_source(source: Ints, new: Bools) -> Ints:
+    row = np.cumsum(new) - 1
+    found = np.full(int(row[-1]) + 1, -1, dtype=np.int64)
+    given = np.flatnonzero(source >= 0)[::-1]
+    found[row[given]] = source[given]
+    return found
+
+
+def session_table(sessions: Sessions, names: Names, *, gap_us: int, given: bool) -> Any:
+    """Columns of `ebf_session` and `_first`, `_part` (whose hash is the id where `session_id` is NULL).
+
+    Whole users only: gaps and cuts look at neighbours. `given`: sessions follow the source's ids.
+    """
+    sessions = _in_order(sessions, names, given)
+    user, first, part, source, stored = sessions.keys.T
+    start, end, converted = sessions.span.T
+    sums = dict(zip(SUMS, sessions.sums.T, strict=True))
+    rows = len(user)
+    gap_ms, has_gap = _gaps(user, start, end)
     columns = {
-        "user_id": users.take(pa.array(user[head])),
-        "session_id": ids.take(pa.array(code[head])),
+        "user_id": names.users.take(pa.array(user)),
+        "session_id": _optional(names.ids, stored),
         "session_start": _moments(start),
         "session_end": _moments(end),
-        "n_events": pa.array(n),
+        **{name: pa.array(values) for name, values in sums.items()},
         "duration_ms": pa.array((end - start) // 1000),
-        "n_by_stream": stream_map,
-        "dwell_by_stream": dwell_map,
-        "dwell_sum_ms": pa.array(np.add.reduceat(dwell[order], starts)),
-        "n_censored": pa.array(
-            np.add.reduceat(np.asarray(table.column("censored"))[order], starts, dtype=np.int64)
-        ),
-        "conversions": pa.array(np.add.reduceat(converted, starts, dtype=np.int64)),
-        "first_conversion_ms": pa.array((first - start) // 1000, mask=first == np.iinfo(np.int64).max),
-        "surface_entropy": pa.array(_entropy(session, surface, n)),
-        "n_transitions": pa.array(_moves(surface[order], starts)),
+        "n_by_stream": _map(sessions.cells, 2, names, rows),
+        "dwell_by_stream": _map(sessions.cells[sessions.cells[:, 4] > 0], 3, names, rows),
+        "first_conversion_ms": pa.array((converted - start) // 1000, mask=converted == _NEVER),
+        "surface_entropy": pa.array(_entropy(sessions.cells, names, sums["n_events"])),
         "gap_before_ms": pa.array(gap_ms, mask=~has_gap),
-        "capped_length": pa.array(_was_cut(user[head], codes(source)[0], start, end, gap_us, given)),
-        "source_session_id": source,
-        "session_kind": pa.nulls(len(n), pa.string()),
+        "capped_length": pa.array(_was_cut(user, source, start, end, gap_us, given)),
+        "source_session_id": _optional(names.sources, source),
+        "session_kind": pa.nulls(rows, pa.string()),
         "session_date": pa.array((start // _DAY_US).astype(np.int32)).cast(pa.date32()),
     }
-    return pa.table({name: columns[name] for name in EBF_SESSION.names})
+    table = pa.table({name: columns[name] for name in EBF_SESSION.names})
+    return table.append_column("_first", pa.array(first)).append_column("_part", pa.array(part))
 
 
-def _groups(user: Ints, code: Ints, ids: Any, start_us: Ints) -> tuple[Ints, Ints, Ints, Ints]:
-    """(session of each event, first event of each session, events by session, where each begins there).
-
-    Sessions are numbered by user, start and id; events of a session keep their order.
-    """
-    rank = np.empty(len(ids), dtype=np.int64)
-    rank[np.asarray(pc.sort_indices(ids)).astype(np.int64)] = np.arange(len(ids))
-    keys, head, own = np.unique(user * len(ids) + rank[code], return_index=True, return_inverse=True)
-    place = np.empty(len(keys), dtype=np.int64)
-    sorting = np.lexsort((keys, start_us[head], user[head]))
-    place[sorting] = np.arange(len(keys))
-    session = place[own]
-    order = np.argsort(session, kind="stable")
-    starts = np.searchsorted(session[order], np.arange(len(keys)))
-    return session, head[sorting], order, starts
-
-
-def _first_known(column: Any, session: Ints, order: Ints) -> Any:
-    """Each session's first value that is not NULL, NULL where it has none."""
-    n_sessions = int(session.max()) + 1 if len(session) else 0
-    known = order[np.asarray(pc.is_valid(column.combine_chunks()))[order]]
-    owner, first = np.unique(session[known], return_index=True)
-    row = np.full(n_sessions, -1, dtype=np.int64)
-    row[owner] = known[first]
-    return column.combine_chunks().take(pa.array(row, mask=row < 0))
-
-
-def _maps(column: Any, session: Ints, dwell: Ints, known: Bools, n_sessions: int) -> tuple[Any, Any]:
-    """(events per stream, sum of known dwells per stream) of each session, keys in order."""
-    code, names = codes(column)
-    sorting = np.asarray(pc.sort_indices(names)).astype(np.int64)
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[sorting] = np.arange(len(names))
-    key = session * len(names) + rank[code]
-    names = names.take(pa.array(sorting))
-    found = []
-    for part, values in ((key, np.ones(len(key), dtype=np.int64)), (key[known], dwell[known])):
-        cells, sums = _sums(part, values)
-        offsets = np.searchsorted(cells // len(names), np.arange(n_sessions + 1)).astype(np.int32)
-        keys = names.take(pa.array(cells % len(names)))
-        found.append(pa.MapArray.from_arrays(pa.array(offsets), keys, pa.array(sums)))
-    return found[0], found[1]
+def _in_order(sessions: Sessions, names: Names, given: bool) -> Sessions:
+    """By user, start and session_id, so that a user's neighbours are neighbours in time."""
+    user, start = sessions.keys[:, 0], sessions.span[:, 0]
+    rising = (user[1:] > user[:-1]) | ((user[1:] == user[:-1]) & (start[1:] > start[:-1]))
+    if rising.all():
+        return sessions
+    order = np.lexsort((start, user))
+    tied = (user[order][1:] == user[order][:-1]) & (start[order][1:] == start[order][:-1])
+    if tied.any():  # given sessions alone can start together
+        inside = np.flatnonzero(np.concatenate([tied, [False]]) | np.concatenate([[False], tied]))
+        group = np.cumsum(np.concatenate([[True], ~tied]))[inside]
+        texts = [_session_id(sessions.keys[row], names, given) for row in order[inside]]
+        rank = np.argsort(np.argsort(texts, kind="stable"), kind="stable")
+        order[inside] = order[inside][np.lexsort((rank, group))]
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    cells = sessions.cells.copy()
+    cells[:, 0] = place[cells[:, 0]]
+    cells = cells[np.lexsort((cells[:, 1], cells[:, 0]))]
+    return replace(
+        sessions,
+        keys=sessions.keys[order],
+        span=sessions.span[order],
+        sums=sessions.sums[order],
+        ends=sessions.ends[order],
+        cells=cells,
+    )
 
 
-def _entropy(session: Ints, surface: Ints, n: Ints) -> npt.NDArray[np.float64]:
-    """-sum p ln p in nats over the surfaces of each session."""
-    width = int(surface.max()) + 1
-    cells, counts = np.unique(session * width + surface, return_counts=True)
-    owner = cells // width
-    share = counts / n[owner]
+def _session_id(key: Ints, names: Names, given: bool) -> str:
+    """The id of one row of keys: the stored one, else as `engine.session_id` makes it."""
+    user, first, part, source, stored = key.tolist()
+    if stored >= 0:
+        return str(names.ids[stored])
+    texts = [str(first), str(part)]
+    if given:
+        name = str(names.sources[source]) if source >= 0 else ""
+        texts += [str(len(name)), name]
+    return hashlib.sha256("|".join([*texts, str(names.users[user])]).encode()).hexdigest()[:32]
+
+
+def _map(cells: Ints, column: int, names: Names, rows: int) -> Any:
+    """Map stream → number of each session; streams are coded in the order of their names."""
+    row, stream, values = cells[:, 0], names.same[cells[:, 1]], np.ascontiguousarray(cells[:, column])
+    again = np.concatenate([[False], (row[1:] == row[:-1]) & (stream[1:] == stream[:-1])])[: len(row)]
+    if again.any():  # two streams of one name
+        starts = np.flatnonzero(~again)
+        row, stream, values = row[starts], stream[starts], np.add.reduceat(values, starts)
+    offsets = np.searchsorted(row, np.arange(rows + 1)).astype(np.int32)
+    return pa.MapArray.from_arrays(pa.array(offsets), names.streams.take(pa.array(stream)), pa.array(values))
+
+
+def _entropy(cells: Ints, names: Names, n: Ints) -> npt.NDArray[np.float64]:
+    """-sum p ln p in nats over the surfaces of each session, addends on the grid."""
+    if not len(cells):
+        return np.zeros(len(n))
+    width = int(names.surface_of.max()) + 1
+    keys, place = distinct(cells[:, 0] * width + names.surface_of[cells[:, 1]], len(n) * width)
+    owner = keys // width
+    share = add_up(place, cells[:, 2], len(keys)) / n[owner]
     addend = np.floor(-share * np.log(share) * GRID + 0.5) / GRID
     return np.asarray(np.bincount(owner, weights=addend, minlength=len(n)), dtype=np.float64)
 
 
-def _moves(surface: Ints, starts: Ints) -> Ints:
-    """Changes of surface between neighbouring events of a session."""
-    changed = np.concatenate([[False], surface[1:] != surface[:-1]])
-    changed[starts] = False
-    return np.add.reduceat(changed, starts, dtype=np.int64)
-
-
 def _gaps(user: Ints, start: Ints, end: Ints) -> tuple[Ints, Bools]:
     """Milliseconds since the latest end of the user's earlier sessions, at least 0, and where there are any."""
-    ends, rank = np.unique(end, return_inverse=True)
-    latest = np.maximum.accumulate(user * len(ends) + rank)  # users come in rising order
+    if not len(user):
+        return user, np.zeros(0, dtype=bool)
+    base, width = int(end.min()), int(end.max()) - int(end.min()) + 1
+    dense = np.cumsum(np.concatenate([[False], user[1:] != user[:-1]]), dtype=np.int64)
+    latest = np.maximum.accumulate(dense * width + (end - base)) - dense * width + base
     has = np.concatenate([[False], user[1:] == user[:-1]])
-    before = ends[np.concatenate([[0], latest[:-1] % len(ends)])]
+    before = np.concatenate([[start[0]], latest[:-1]])
     return np.maximum((start - before) // 1000, 0), has
 
 
@@ -159,19 +265,8 @@ def _near(user: Ints, start: Ints, end: Ints, gap_us: int) -> Bools:
     return found[: len(user)]  # no session at all has no neighbours either
 
 
-def _sums(key: Ints, values: Ints) -> tuple[Ints, Ints]:
-    """(distinct keys in order, sum of the values of each)."""
-    if not len(key):
-        return key, values
-    order = np.argsort(key, kind="stable")
-    ordered = key[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    return ordered[starts], np.add.reduceat(values[order], starts)
-
-
-def _filled(column: Any) -> tuple[Ints, Bools]:
-    whole = column.combine_chunks()
-    return np.asarray(pc.fill_null(whole, 0)), np.asarray(pc.is_valid(whole))
+def _optional(values: Any, code: Ints) -> Any:
+    return values.take(pa.array(code, mask=code < 0))
 
 
 def _moments(us: Ints) -> Any:

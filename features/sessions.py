@@ -6,19 +6,13 @@ Impressions neither open, extend nor close one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from dynamix.config import Config
-from dynamix.contracts import EBF_SESSION, EVENT_ORDER
-from dynamix.features.events import stream_name, takes_part
-from dynamix.features.session_rows import session_rows
-from dynamix.features.timeline import whole_users
-
-_SCHEMA = ", ".join(f"{column.name} {column.sql_type}" for column in EBF_SESSION.columns)
+from dynamix.contracts import EVENT_ORDER
+from dynamix.features.engine import session_frame, session_id
+from dynamix.features.events import takes_part
 
 
 def assign_sessions(events: DataFrame, *, config: Config) -> DataFrame:
@@ -56,7 +50,7 @@ def assign_sessions(events: DataFrame, *, config: Config) -> DataFrame:
     )
     return staged.withColumns(
         {
-            "session_id": F.when(F.col("_in"), _session_id(config)),
+            "session_id": F.when(F.col("_in"), session_id(config, first="_first", part="_part")),
             "session_start": F.when(F.col("_in"), F.col("_start")),
         }
     ).drop("_in", "_us", "_before", "_opens", "_first", "_part", "_begins", "_start")
@@ -73,36 +67,10 @@ def session_features(events: DataFrame, *, config: Config) -> DataFrame:
 
     Needs event rows with session_id, dwell_ms and dwell_status. Sums are exact; maps have sorted keys.
     dwell_by_stream holds streams with a known dwell only: a censored dwell is unknown, not 0
-    (docs/method.md E1). gap_before_ms is the silence since the latest end of the user's earlier sessions,
-    0 where given sessions overlap. session_kind stays NULL until kinds are fitted.
+    (docs/method.md E1), and so is an imputed one. gap_before_ms is the silence since the latest end of the
+    user's earlier sessions, 0 where given sessions overlap. session_kind stays NULL until kinds are fitted.
     """
-    converted = (
-        F.col("event_type").isin(*config.conversion_types) if config.conversion_types else F.lit(False)
-    )
-    ordered = (
-        events.where(F.col("session_id").isNotNull())
-        .repartition("user_id")
-        .sortWithinPartitions("user_id", *EVENT_ORDER)
-        .select(
-            "user_id",
-            "session_id",
-            "source_session_id",
-            "surface",
-            stream_name().alias("stream"),
-            F.unix_micros("event_ts").alias("us"),
-            F.unix_micros("session_start").alias("start_us"),
-            "dwell_ms",
-            (F.col("dwell_status") == "censored").alias("censored"),
-            converted.alias("converted"),
-        )
-    )
-    gap_us, given = int(config.session.gap_s * 1e6), config.session.rule == "given"
-
-    def run(batches: Iterator[Any]) -> Iterator[Any]:
-        for table in whole_users(batches):
-            yield from session_rows(table, gap_us=gap_us, given=given).to_batches(max_chunksize=50_000)
-
-    return ordered.mapInArrow(run, _SCHEMA)
+    return session_frame(events.where(F.col("session_id").isNotNull()), config=config)
 
 
 def timeline_keys(config: Config) -> list[str]:
@@ -118,12 +86,3 @@ def opens_chain(config: Config) -> Column:
     if config.session.rule == "gap":
         return opens
     return F.when(F.col("source_session_id").isNull(), opens).otherwise(F.col("_before").isNull())
-
-
-def _session_id(config: Config) -> Column:
-    # The user stands last and the separator is no digit: no two tuples give one text.
-    parts = [F.col("_first").cast("string"), F.col("_part").cast("string")]
-    if config.session.rule == "given":
-        given = F.coalesce("source_session_id", F.lit(""))
-        parts += [F.length(given).cast("string"), given]
-    return F.substring(F.sha2(F.concat_ws("|", *parts, "user_id"), 256), 1, 32)

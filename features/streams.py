@@ -1,19 +1,25 @@
-"""Streams: the declaration of every event-based feature, its stable id, and the columns histories need.
+"""Streams: which stream an event belongs to, its stable id, and the columns histories need.
 
-A stream is `surface/event_type`. Impression types are no streams unless the config says so; conversion
-types are streams of the history, flagged, and never input of a segmenter (docs/method.md A.1, A.4.1).
+A stream is `surface/event_type` unless a declaration says otherwise (docs/method.md A.2.5). Impression types are
+no streams unless the config says so; conversion types are streams of the history, flagged, and never input of a
+segmenter (docs/method.md A.1, A.4.1).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from dynamix.config import Config
 from dynamix.contracts import DWELL_BIN_EDGES_S, NO_DWELL_BIN
+from dynamix.declarations import CONDITION_COLUMNS, EVENT_ATTRIBUTES, OPEN, base_stream
 from dynamix.features.calendar import Period
 from dynamix.features.events import stream_name, takes_part
 from dynamix.features.grid import GRID
+from dynamix.features.kinds import conversion_names
+from dynamix.features.seen_kinds import as_seen
 
 USABLE_DWELL = ("observed", "derived", "capped")
 """Dwell statuses that enter a statistic; `imputed`, `censored` and `missing` never do."""
@@ -46,20 +52,58 @@ def dwell_bin() -> Column:
 
 def stream_events(events: DataFrame, *, config: Config) -> DataFrame:
     """Events that belong to a stream, with its name in `stream`; impressions only if they are organic."""
-    return events.where(takes_part(config)).withColumn("stream", stream_name())
+    return events.where(takes_part(config)).withColumn("stream", declared_stream(config))
+
+
+def has_filters(config: Config) -> bool:
+    """True where a declaration gives events another stream than their `surface/event_type`."""
+    declared = (config.declaration(stream).events for stream in config.streams)
+    return any(events.kind is None and not events.is_plain for events in declared)
+
+
+def declared_stream(config: Config) -> Column:
+    """Name of an event's stream without session kind: the declaration whose filter it meets, else `surface/event_type`.
+
+    A condition on an attribute that the event lacks is not met.
+    """
+    name, chosen = stream_name(), None
+    for stream in sorted(config.streams):
+        events = config.declaration(stream).events
+        if events.kind is not None or events.is_plain:
+            continue
+        meets = F.col("surface").isin(*events.surfaces) & F.col("event_type").isin(*events.event_types)
+        for attribute, values in events.conditions:
+            column = F.col(attribute) if attribute in CONDITION_COLUMNS else _attribute(attribute)
+            meets = meets & column.isin(*values)
+        chosen = F.when(meets, F.lit(stream)) if chosen is None else chosen.when(meets, F.lit(stream))
+    return name if chosen is None else chosen.otherwise(name)
+
+
+def _attribute(name: str) -> Column:
+    return F.try_element_at(F.col("attributes"), F.lit(name))
+
+
+def stream_base(stream: Column) -> Column:
+    """The stream without its session kind; the same as `base_stream` of declarations.py."""
+    return F.regexp_replace(stream, "#[^/#]*$", "")
 
 
 def assign_streams(
-    events: DataFrame, *, config: Config, baseline: Period, known: DataFrame | None = None
-) -> DataFrame:
+    events: DataFrame, *, config: Config, baseline: Period, known: DataFrame | None = None,
+    sessions: DataFrame | None = None,
+) -> DataFrame:  # fmt: skip
     """One row per stream: stream_id (smallint), stream, first_seen, is_conversion, has_dwell.
 
     New streams are numbered by first appearance, ties by name, after the largest id of `known` (the stored
     table); known streams keep their id even if they no longer occur, so no id is ever reused. `has_dwell` is
     false when more than half of the stream's events in the baseline window lack a usable dwell (all its
-    events where it has none in that window). Grain of `events`: one row per event; order is irrelevant.
+    events where it has none in that window). With `sessions` (user_id, session_id, session_kind), streams that
+    are no conversions have a row for each kind and one for `#open` as well, with the flags of the stream without
+    kind. Grain of `events`: one row per event; order is irrelevant.
     """
     found = _found(events, config=config, baseline=baseline)
+    if sessions is not None:
+        found = found.unionByName(_found_kinds(events, sessions, found, config))
     if known is None:
         stored = found.select("stream", F.lit(None).cast("int").alias("id"), "first_seen").limit(0)
     else:
@@ -97,18 +141,60 @@ def _found(events: DataFrame, *, config: Config, baseline: Period) -> DataFrame:
     )
 
 
+def _found_kinds(events: DataFrame, sessions: DataFrame, found: DataFrame, config: Config) -> DataFrame:
+    """Rows of `_found` for stream#kind and stream#open."""
+    placed = stream_events(events, config=config).select("user_id", "session_id", "stream", "event_ts")
+    kinds = sessions.where("session_kind IS NOT NULL").select("user_id", "session_id", "session_kind")
+    each = F.explode(F.array_compact(F.array(F.lit(OPEN), F.col("session_kind"))))
+    kinded = (
+        placed.join(kinds, ["user_id", "session_id"], "left")
+        .select("stream", "event_ts", each.alias("kind"))
+        .groupBy("stream", "kind")
+        .agg(F.min("event_ts").alias("first_seen"))
+    )
+    base = found.where(~F.col("is_conversion")).drop("first_seen")
+    named = kinded.join(base, "stream").withColumn("stream", F.concat_ws("#", "stream", "kind"))
+    return named.select("stream", "first_seen", "is_conversion", "has_dwell")
+
+
 def _is_conversion(stream: Column, config: Config) -> Column:
     """For stored streams without events: read the type off the name."""
-    return F.substring_index(stream, "/", -1).isin(*config.conversion_types)
+    base, names = stream_base(stream), conversion_names(config)
+    return F.substring_index(base, "/", -1).isin(*names) | base.isin(*names)
 
 
-def event_columns(events: DataFrame, streams: DataFrame, user_stats: DataFrame, config: Config) -> DataFrame:
+def stream_lengths(ids: Mapping[str, int], config: Config) -> dict[int, int]:
+    """Stream id -> newest events kept, for the streams whose length is not `history.per_stream`."""
+    lengths = {ids[name]: config.declaration(name).length for name in _affected(ids, config)}
+    return {i: length for i, length in lengths.items() if length != config.history.per_stream}
+
+
+def hidden_attributes(ids: Mapping[str, int], config: Config) -> dict[int, frozenset[str]]:
+    """Stream id -> which of item, category, dwell, recency its kept events do not carry, where there are any."""
+    hidden = {
+        ids[name]: frozenset(EVENT_ATTRIBUTES) - set(config.declaration(name).attributes)
+        for name in _affected(ids, config)
+    }
+    return {i: names for i, names in hidden.items() if names}
+
+
+def _affected(ids: Mapping[str, int], config: Config) -> list[str]:
+    """Streams with an entry in the config, of their own or of the stream without kind."""
+    return sorted(name for name in ids if name in config.streams or base_stream(name) in config.streams)
+
+
+def event_columns(
+    events: DataFrame, streams: DataFrame, user_stats: DataFrame, config: Config, *,
+    sessions: DataFrame | None = None,
+) -> DataFrame:  # fmt: skip
     """Events of known streams with stream_id, z, dwell_bin and censored: what histories are made of.
 
     z = clip((ln(1+dwell_ms) − mu_f − habit_u) / sigma_f, ±3); NULL if the dwell is not usable, the stream has
     no dwell channel, or mu or sigma is unknown or zero (nothing to scale by). A user without a row in
     `user_stats` has habit 0. `streams` and `user_stats` hold one row per stream and per user: one
-    `baseline_version` only. Grain is kept. Source: docs/method.md A.2.3.
+    `baseline_version` only. Grain is kept unless `session.kinds` is on: then `sessions` (ebf_session) is needed,
+    and an event stands twice, as features/seen_kinds.py says. Attributes that a declared stream does not carry are
+    NULL here (dwell: z NULL, bin 12, not censored). Source: docs/method.md A.2.3, A.2.5.
     """
     scale = streams.select("stream_id", "stream", "mu", "sigma", "has_dwell")
     habits = user_stats.select("user_id", "habit")
@@ -116,7 +202,7 @@ def event_columns(events: DataFrame, streams: DataFrame, user_stats: DataFrame, 
     z = F.greatest(F.lit(-Z_LIMIT), F.least(F.lit(Z_LIMIT), residual / F.col("sigma")))
     # greatest and least skip NULLs, so the condition and not the arithmetic has to keep z NULL
     defined = has_usable_dwell() & F.col("has_dwell") & F.col("mu").isNotNull() & (F.col("sigma") > 0)
-    return (
+    scaled = (
         stream_events(events, config=config)
         .join(F.broadcast(scale), "stream")
         .join(habits, "user_id", "left")
@@ -125,3 +211,36 @@ def event_columns(events: DataFrame, streams: DataFrame, user_stats: DataFrame, 
         .withColumn("censored", F.col("dwell_status") == "censored")
         .drop("mu", "sigma", "has_dwell", "habit")
     )
+    if config.with_kinds:
+        scaled = as_seen(scaled, streams, sessions, config)
+    return _without_hidden(scaled, config)
+
+
+def _without_hidden(events: DataFrame, config: Config) -> DataFrame:
+    """Attributes that the event's stream does not carry emptied; recency is emptied where histories are stored."""
+    empty = {
+        "item": {"item_id": F.lit(None).cast("string")},
+        "category": {"category": F.lit(None).cast("string")},
+        "dwell": {
+            "z": F.lit(None).cast("double"),
+            "dwell_bin": F.lit(NO_DWELL_BIN).cast("tinyint"),
+            "censored": F.lit(False),
+        },
+    }
+    for attribute, columns in empty.items():
+        hidden = _hides(attribute, config)
+        if hidden is not None:
+            named = {n: F.when(hidden, value).otherwise(F.col(n)) for n, value in columns.items()}
+            events = events.withColumns(named)
+    return events
+
+
+def _hides(attribute: str, config: Config) -> Column | None:
+    """True for events of streams that do not carry the attribute; None where every stream does."""
+    hides = {name: attribute not in config.declaration(name).attributes for name in config.streams}
+    if not any(hides.values()):
+        return None
+    stream = F.col("stream")
+    own = [name for name in sorted(hides) if hides[name]]
+    shown = [name for name in sorted(hides) if not hides[name]]
+    return stream.isin(*own) | (stream_base(stream).isin(*own) & ~stream.isin(*shown))

@@ -43,6 +43,10 @@ class EventBlock:
     item_name: Any
     """pyarrow string array (N,)."""
     category_name: Any
+    after_us: Ints | None = None
+    """(N,) the event is there only for impressions strictly after this instant; None = for all."""
+    until_us: Ints | None = None
+    """(N,) and only for impressions up to this one."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ _EVENT_FIELDS = {
     "dwell_bin": "tinyint",
     "censored": "boolean",
 }
+_SEEN_FIELDS = {"after_us": "bigint", "until_us": "bigint"}
+"""Only where events are there for some impressions of their user and not for others."""
 _IMPRESSION_FIELDS = ("event_ts", "request_id", "item_id", "category")
 
 
@@ -79,10 +85,11 @@ def user_timeline(events: DataFrame, impressions: DataFrame) -> DataFrame:
         return have.cast(sql_type).alias(name)
 
     order = {"event_seq": "bigint", "event_id": "string"}
+    fields = _EVENT_FIELDS | {name: kind for name, kind in _SEEN_FIELDS.items() if name in events.columns}
     past = events.select(
         "user_id",
         F.lit(None).cast(impressions.schema.simpleString()).alias("impression"),
-        *[field(events, name, kind) for name, kind in (_EVENT_FIELDS | order).items()],
+        *[field(events, name, kind) for name, kind in (fields | order).items()],
     )
     asked = impressions.select(
         "user_id",
@@ -91,19 +98,19 @@ def user_timeline(events: DataFrame, impressions: DataFrame) -> DataFrame:
             field(impressions, name, kind)
             if name in (*_IMPRESSION_FIELDS, *order, "ingest_ts")
             else F.lit(None).cast(kind).alias(name)
-            for name, kind in (_EVENT_FIELDS | order).items()
+            for name, kind in (fields | order).items()
         ],
     )
     return (
         past.unionByName(asked)
         .repartition("user_id")
         .sortWithinPartitions("user_id", *EVENT_ORDER)
-        .select("user_id", "impression", *_EVENT_FIELDS)
+        .select("user_id", "impression", *fields)
     )
 
 
-def whole_users(batches: Iterator[Any], *, target: int = ROW_TARGET) -> Iterator[Any]:
-    """Regroup batches sorted by user_id into tables of at least `target` rows that never split a user."""
+def whole_users(batches: Iterator[Any], *, by: str = "user_id", target: int = ROW_TARGET) -> Iterator[Any]:
+    """Regroup batches sorted by column `by` into tables of at least `target` rows that never split one of its values."""
     held: list[Any] = []
     rows, limit = 0, target
     for batch in batches:
@@ -112,7 +119,7 @@ def whole_users(batches: Iterator[Any], *, target: int = ROW_TARGET) -> Iterator
         if rows < limit:
             continue
         table = pa.Table.from_batches(held)
-        cut = _last_user_start(table.column("user_id"))
+        cut = _last_start(table.column(by))
         if cut:
             yield table.slice(0, cut)
         held = table.slice(cut).to_batches()
@@ -122,9 +129,9 @@ def whole_users(batches: Iterator[Any], *, target: int = ROW_TARGET) -> Iterator
         yield pa.Table.from_batches(held)
 
 
-def _last_user_start(users: Any) -> int:
-    """Row at which the last user of a sorted column begins."""
-    return int(pc.index(users, users[-1]).as_py())
+def _last_start(column: Any) -> int:
+    """Row at which the last value of a sorted column begins."""
+    return int(pc.index(column, column[-1]).as_py())
 
 
 def blocks(table: Any) -> tuple[EventBlock, ImpressionBlock]:
@@ -149,6 +156,7 @@ def blocks(table: Any) -> tuple[EventBlock, ImpressionBlock]:
         censored=_numbers(past.column("censored"), False).astype(bool),
         item_name=past.column("item_id").combine_chunks(),
         category_name=past.column("category").combine_chunks(),
+        **_seen(past),
     )
     impressions = ImpressionBlock(
         user=code["user_id"][seen],
@@ -159,6 +167,17 @@ def blocks(table: Any) -> tuple[EventBlock, ImpressionBlock]:
         frame=frame,
     )
     return events, impressions
+
+
+def _seen(past: Any) -> dict[str, Ints]:
+    """after_us and until_us where the timeline has them; NULL sets no limit."""
+    whole = np.iinfo(np.int64)
+    open_ends = {"after_us": whole.min, "until_us": whole.max}
+    return {
+        name: _numbers(past.column(name), end).astype(np.int64)
+        for name, end in open_ends.items()
+        if name in past.column_names
+    }
 
 
 def codes(column: Any) -> tuple[Ints, Any]:

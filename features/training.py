@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from dynamix.contracts import COLD_SEGMENT, TIERS, TRAINING_ROWS
 from dynamix.features.calendar import Calendar, instant_sql
 from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, map_histories
 from dynamix.features.quotas import HOLDOUT_PER_MILLE, NO_LIMIT, apply_quotas, quota_table
+from dynamix.features.streams import hidden_attributes, stream_lengths
 from dynamix.features.timeline import Ints
 
 _COLD_TIER = "passive"
@@ -46,18 +48,22 @@ def training_rows(
     `quota` events per stream of what the history rule kept, so masked rows are subsets of keep-all rows; a
     stream or segment that is not in the grid is kept. Hold-out users keep everything. Arrays are oldest
     first: hist_z is 0 where an event has no usable dwell (its bin says so), hist_age_s is t_i − t in seconds.
+    Declared lengths replace `history.per_stream`; what a stream does not carry is empty: NULL item, category or
+    age, dwell bin 12.
     The two grids, a few hundred rows, are read to the driver and travel in the kernel. Source: A.9.
     """
     ids = {str(r["stream"]): int(r["stream_id"]) for r in streams.select("stream", "stream_id").collect()}
     quotas = None if masks is None else quota_table(_grid(masks), ids)
     rows = with_segments(with_part(impressions, calendar), segments)
     rows = rows.withColumn("mask_version", F.lit(mask_version)).withColumn("holdout", holdout_users())
+    untimed = [i for i, names in hidden_attributes(ids, config).items() if "recency" in names]
     return map_histories(
         events,
         rows.select(*_plain_columns()),
         history=config.history,
-        kernel=_training_kernel(quotas),
+        kernel=_training_kernel(quotas, untimed),
         schema=TRAINING_ROWS.ddl(),
+        lengths=stream_lengths(ids, config),
     )
 
 
@@ -115,14 +121,14 @@ def _plain_columns() -> list[Column]:
     return [derived.get(c.name, F.col(c.name)).cast(c.sql_type).alias(c.name) for c in plain]
 
 
-def _training_kernel(quotas: npt.NDArray[np.int32] | None) -> Kernel:
+def _training_kernel(quotas: npt.NDArray[np.int32] | None, untimed: Sequence[int]) -> Kernel:
     def kernel(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Any:
         if quotas is not None:
             offsets, index = apply_quotas(offsets, index, events.stream, _limits(asked.frame, quotas))
         if len(index) > np.iinfo(np.int32).max:
             raise OverflowError(f"{len(index)} history events in one block; lower history.total")
         columns = {name: asked.frame.column(name) for name in asked.frame.column_names}
-        columns |= _history_columns(events, asked, offsets, index)
+        columns |= _history_columns(events, asked, offsets, index, untimed)
         return pa.table(columns).select(list(TRAINING_ROWS.names))
 
     return kernel
@@ -140,7 +146,7 @@ def _limits(frame: Any, quotas: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
 
 
 def _history_columns(
-    events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints
+    events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints, untimed: Sequence[int]
 ) -> dict[str, Any]:
     row = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
     age_s = (asked.ts_us[row] - events.ts_us[index]) / 1e6
@@ -150,7 +156,7 @@ def _history_columns(
         "hist_category": events.category_name.take(pa.array(index)),
         "hist_dwell_bin": pa.array(events.dwell_bin[index], pa.int8()),
         "hist_z": pa.array(np.nan_to_num(events.z[index]).astype(np.float32)),
-        "hist_age_s": pa.array(age_s.astype(np.float32)),
+        "hist_age_s": pa.array(age_s.astype(np.float32), mask=np.isin(events.stream[index], untimed)),
     }
     ends = pa.array(offsets.astype(np.int32))
     return {name: pa.ListArray.from_arrays(ends, value) for name, value in values.items()}

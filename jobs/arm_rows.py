@@ -16,11 +16,13 @@ from dynamix.contracts import COLD_SEGMENT, MASKS, TRAINING_ROWS
 from dynamix.errors import ConfigError, GuardError
 from dynamix.features.calendar import Calendar
 from dynamix.features.conversions import label_impressions
-from dynamix.features.streams import event_columns
+from dynamix.features.streams import event_columns, hidden_attributes, stream_lengths
 from dynamix.features.training import training_rows, with_part
 from dynamix.jobs.context import Run
 from dynamix.jobs.features import cycle_calendar, seen_events
+from dynamix.jobs.kinds import kinded_sessions
 from dynamix.jobs.mask import newest_segments
+from dynamix.models.carried import Carried
 from dynamix.models.contest import GLOBAL, KEEP_ALL, MASKED
 from dynamix.models.dataset import JaggedRows, load_rows
 from dynamix.models.hashing import hash_ids
@@ -54,7 +56,15 @@ class ArmRows:
             item_buckets=run.config.train.item_buckets, per_stream=history.per_stream, total=history.total,
             embargo_s=history.embargo_s, mask_version=mask_version, segment_version=self.segment_version,
             cells=self.cells.get(mask_version, ()), segmenter=self.segmenter, habits=self.habits,
+            carried=self._carried(run),
         )  # fmt: skip
+
+    def _carried(self, run: Run) -> Carried:
+        ids = {name: scale.stream_id for name, scale in self.streams.items()}
+        hidden = hidden_attributes(ids, run.config)
+        return Carried(
+            stream_lengths(ids, run.config), {i: tuple(sorted(names)) for i, names in hidden.items()}
+        )
 
 
 def build_arms(run: Run) -> ArmRows:
@@ -70,7 +80,7 @@ def build_arms(run: Run) -> ArmRows:
     segments, newest, _ = newest_segments(run)
     stats = warehouse.read(spark, "user_stats").where(F.col("baseline_version") == calendar.baseline_version)
     versions = mask_versions(run, newest)
-    history = event_columns(events, streams, stats, run.config).persist()
+    history = event_columns(events, streams, stats, run.config, sessions=kinded_sessions(run)).persist()
     impressions = label_impressions(events, config=run.config).persist()
     try:
         empty = with_part(impressions, calendar).isEmpty()  # a row of each arm is an impression of a part

@@ -11,7 +11,6 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
-from functools import partial
 from typing import Any
 
 from pyspark.sql import DataFrame
@@ -23,11 +22,11 @@ from dynamix.features import oracle
 from dynamix.features.calendar import Calendar, Period, since_1970
 from dynamix.features.comparison import Row, Shape, differences
 from dynamix.features.conversions import longest_window_s
-from dynamix.features.events import stream_name
-from dynamix.features.oracle import Event
+from dynamix.features.oracle import Event, Kinds
 from dynamix.features.oracle_tables import ebf_session, residuals, surface_table, user_stats
 from dynamix.jobs.audit_checks import balance, habit_shrinkage, leakage
-from dynamix.jobs.audit_rows import as_logged, compared, plain_rows, with_imputed
+from dynamix.jobs.audit_rows import as_logged, compared, plain_rows
+from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import cycle_calendar, seen_events
 
@@ -105,8 +104,9 @@ def _draw(run: Run, users: int, seed: int, lines: list[str]) -> Sample:
         lines.append(f"left out, more than {MAX_EVENTS} events each: {', '.join(long)}")
     names = tuple(sorted(row["user_id"] for row in picked if row["n"] <= MAX_EVENTS))
     stored = plain_rows(_of(run, "events", names))
-    settle = partial(oracle.settle, config=run.config, caps=_caps(run))
-    settled = with_imputed(settle(as_logged(stored)), stored)
+    mark = stored_mark(run.warehouse)
+    caps, constants = (mark.baseline.caps_ms, mark.baseline.imputed_ms) if mark else ({}, {})
+    settled = oracle.settle(as_logged(stored), run.config, caps=caps, constants=constants)
     settled = [event | {"event_date": event["event_ts"] // oracle.DAY_US} for event in settled]
     end_us = _day(run.run_date) * oracle.DAY_US
     seen = [event for event in settled if max(event["event_ts"], event["ingest_ts"]) < end_us]
@@ -121,26 +121,6 @@ def _all_users(run: Run) -> DataFrame:
             own = run.warehouse.read(run.spark, name).select("user_id").distinct()
             found = found.unionByName(own.withColumn("n", F.lit(0)))
     return found
-
-
-def _caps(run: Run) -> dict[str, int]:
-    """Cap of each stream as its capped events show it. GuardError where a stream has two, or a dwell lies above."""
-    capped = F.when(F.col("dwell_status") == "capped", F.col("dwell_ms"))
-    named = stream_name().alias("stream")
-    rows = (
-        run.warehouse.read(run.spark, "events")
-        .groupBy(named)
-        .agg(F.min(capped).alias("low"), F.max(capped).alias("high"), F.max("dwell_ms").alias("most"))
-        .where("low IS NOT NULL")
-        .collect()
-    )
-    for row in rows:
-        if row["low"] != row["high"] or row["most"] > row["high"]:
-            raise GuardError(
-                f"audit: table 'events', stream {row['stream']!r}: capped dwells are {row['low']} to {row['high']} ms, "
-                f"the longest dwell {row['most']} ms; one cap per stream is the rule, run `dynamix ingest` anew"
-            )
-    return {row["stream"]: row["low"] for row in rows}
 
 
 def _of(run: Run, table: str, users: Iterable[str]) -> DataFrame:
@@ -192,7 +172,8 @@ def _histories(run: Run, sample: Sample, calendar: Calendar, result: StepResult,
     frame = _of(run, "training_rows", sample.users).where(F.col("mask_version") == KEEP_ALL)
     scales = {row["stream"]: row.asDict() for row in run.warehouse.read(run.spark, "streams").collect()}
     unnamed = sorted(
-        {oracle.stream(e) for e in sample.seen if oracle.takes_part(e, run.config)} - set(scales)
+        {oracle.declared(e, run.config) for e in sample.seen if oracle.takes_part(e, run.config)}
+        - set(scales)
     )
     if unnamed:
         raise GuardError(
@@ -203,26 +184,30 @@ def _histories(run: Run, sample: Sample, calendar: Calendar, result: StepResult,
     own: dict[str, list[Event]] = {user: [] for user in sample.users}
     for event in sample.seen:
         own[event["user_id"]].append(event)
-    expected = [
-        row
-        | oracle.history_columns(
-            oracle.history(own[row["user_id"]], row, run.config),
-            row,
-            scales=scales,
-            habit=habits.get(row["user_id"], 0.0),
-        )
-        for row in _impressions(run, sample.seen, calendar)
-    ]
+    kinds = _kinds(run, sample.users)
+    expected = []
+    for row in _impressions(run, sample.seen, calendar):
+        kept = oracle.history(own[row["user_id"]], row, run.config, kinds=kinds)
+        habit = habits.get(row["user_id"], 0.0)
+        expected.append(row | oracle.history_columns(kept, row, run.config, scales=scales, habit=habit))
     shape = compared("training_rows", frame)
     rows = plain_rows(frame.select(*shape.key, *shape.columns))
-    _refuse_unknown_then(rows, own, run, scales)
+    _refuse_unknown_then(rows, own, run, scales, kinds)
     if run.config.prediction_rows.strip():  # an SQL filter: what it leaves out, plain Python cannot tell
         predicted = {row["impression_id"] for row in rows}
         expected = [row for row in expected if row["impression_id"] in predicted]
     _refuse_first(rows, expected, shape)
-    kept = sum(len(row["hist_stream"]) for row in rows)
-    result.counters |= {"rows_training_rows": len(rows), "history_events": kept}
-    lines.append(f"training_rows: {len(rows)} keep-all rows with {kept} history events equal")
+    events = sum(len(row["hist_stream"]) for row in rows)
+    result.counters |= {"rows_training_rows": len(rows), "history_events": events}
+    lines.append(f"training_rows: {len(rows)} keep-all rows with {events} history events equal")
+
+
+def _kinds(run: Run, users: Iterable[str]) -> Kinds | None:
+    """Kinds of the users' sessions where histories carry them, as stored: a fitted model's word."""
+    if not run.config.with_kinds:
+        return None
+    rows = _of(run, "ebf_session", users).select("user_id", "session_id", "session_kind").collect()
+    return {(row["user_id"], row["session_id"]): row["session_kind"] for row in rows}
 
 
 def _impressions(run: Run, events: Iterable[Event], calendar: Calendar) -> list[dict[str, Any]]:
@@ -245,15 +230,19 @@ def _part(at: int, mature: int, parts: Mapping[str, Period]) -> str:
 
 
 def _refuse_unknown_then(
-    rows: Iterable[Row], own: Mapping[str, list[Event]], run: Run, scales: Mapping[str, Row]
+    rows: Iterable[Row],
+    own: Mapping[str, list[Event]],
+    run: Run,
+    scales: Mapping[str, Row],
+    kinds: Kinds | None,
 ) -> None:
     """Every stored history event is one that the impression could know: earlier, ingested by then, another request."""
-    everything = run.config.history.model_copy(update={"per_stream": 10**9, "total": 10**9})
-    config = run.config.model_copy(update={"history": everything})
     for row in rows:
+        known = list(oracle.visible(own[row["user_id"]], dict(row), run.config, kinds=kinds))
+        could = oracle.history_columns(known, dict(row), run.config, scales=scales, habit=0.0)
         visible = {
-            (scales[oracle.stream(event)]["stream_id"], _single((row["event_ts"] - event["event_ts"]) / 1e6))
-            for event in oracle.history(own[row["user_id"]], dict(row), config)
+            (stream_id, None if age_s is None else _single(age_s))
+            for stream_id, age_s in zip(could["hist_stream"], could["hist_age_s"], strict=True)
         }
         for stream_id, age_s in zip(row["hist_stream"], row["hist_age_s"], strict=True):
             if (stream_id, age_s) not in visible:

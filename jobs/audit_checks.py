@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from dynamix.contracts import RUN_LOG
 from dynamix.errors import GuardError
 from dynamix.features.calendar import Calendar, Period, since_1970
-from dynamix.features.events import stream_name
+from dynamix.features.streams import declared_stream
 from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run
 from dynamix.jobs.features import seen_events
@@ -142,7 +142,7 @@ def habit_shrinkage(run: Run, habit: Period) -> float:
     usable = events.where(F.col("dwell_status").isin("observed", "derived", "capped"))
     if run.config.impression_types and not run.config.organic_impressions:
         usable = usable.where(~F.col("event_type").isin(*run.config.impression_types))
-    named = usable.withColumn("stream", stream_name())
+    named = usable.withColumn("stream", declared_stream(run.config))
     r = F.log1p("dwell_ms") - F.col("mu")
     per_user = (
         named.join(F.broadcast(streams.select("stream", "mu")), "stream")

@@ -9,7 +9,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, DateType, TimestampType
 
-from dynamix.features.comparison import Row, Shape
+from dynamix.features.comparison import Shape
 from dynamix.features.oracle import Event
 
 COMPARED: Mapping[str, Shape] = {
@@ -78,11 +78,3 @@ def _number(name: str, data_type: DataType) -> Column:
 def as_logged(rows: Iterable[Event]) -> list[Event]:
     """Stored events with the dwell that the source logged in place of the settled one."""
     return [row | {"dwell_ms": row["dwell_logged_ms"]} for row in rows]
-
-
-def with_imputed(settled: Iterable[Event], stored: Iterable[Row]) -> list[Event]:
-    """Settled events, with `imputed` taken over from the table: which constants are, a sample cannot tell."""
-    imputed = {row["event_id"] for row in stored if row["dwell_status"] == "imputed"}
-    return [
-        event | {"dwell_status": "imputed"} if event["event_id"] in imputed else event for event in settled
-    ]

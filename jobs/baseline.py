@@ -5,7 +5,7 @@ Stored as user metadata of the commit that wrote the events, so rows and stateme
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime
 from typing import Any
@@ -17,7 +17,7 @@ from dynamix.features.tables import Warehouse
 
 @dataclass(frozen=True)
 class Baseline:
-    """Dwell caps and the window that they, mu, sigma and habits come from; frozen until the next refit.
+    """Dwell caps, filled-in constants and the window behind them and mu, sigma, habits; frozen until the next refit.
 
     `habit` is false where the span was too short for a habit window. `fitted` is the run date that fitted it.
     """
@@ -28,12 +28,23 @@ class Baseline:
     habit: bool
     fitted: date
     caps_ms: Mapping[str, int]
+    imputed_ms: Mapping[str, Sequence[int]]
 
     @classmethod
-    def of(cls, calendar: Calendar, caps: Mapping[str, int]) -> Baseline:
+    def of(
+        cls, calendar: Calendar, caps: Mapping[str, int], imputed: Mapping[str, Sequence[int]]
+    ) -> Baseline:
         window = calendar.baseline
         habit = calendar.habit is not None
-        return cls(calendar.baseline_version, window.start, window.end, habit, calendar.run_date, dict(caps))
+        return cls(
+            calendar.baseline_version,
+            window.start,
+            window.end,
+            habit,
+            calendar.run_date,
+            dict(caps),
+            dict(imputed),
+        )
 
     def freeze(self, calendar: Calendar) -> Calendar:
         """The calendar with this baseline and habit window in place of its own."""
@@ -82,6 +93,7 @@ def stored_mark(warehouse: Warehouse) -> Mark | None:
         bool(base["habit"]),
         date.fromisoformat(base["fitted"]),
         base["caps_ms"],
+        base.get("imputed_ms", {}),  # events of before constants were looked for have none
     )
     since = tree["since"]
     return Mark(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamix.config import Config
-from dynamix.errors import DynamixError, GuardError
+from dynamix.errors import ConfigError, DynamixError, GuardError
 from dynamix.jobs.options import build_parser
 
 
@@ -147,6 +147,15 @@ def _on_warehouse(arguments: Namespace, outcome: Outcome) -> None:
     _refuse_no_change(arguments, result.verdicts, result.facts)
 
 
+def _explain(arguments: Namespace, outcome: Outcome) -> None:
+    if arguments.stream is None:
+        raise ConfigError(
+            "explain needs STREAM, e.g. `dynamix explain shop/view --warehouse W`; the timeline of one user (--user) is "
+            "not built yet"
+        )
+    _on_warehouse(arguments, outcome)
+
+
 def _refuse_no_change(arguments: Namespace, verdicts: dict[str, int], facts: dict[str, str]) -> None:
     if getattr(arguments, "require_change", False) and not verdicts.get("drop"):
         raise GuardError("the mask drops nothing and --require-change was given; see `dynamix power`")
@@ -166,6 +175,7 @@ HANDLERS: dict[str, Callable[[Namespace, Outcome], None]] = {
     "import": _import,
     "doctor": _doctor,
     "demo": _demo,
+    "explain": _explain,
     **dict.fromkeys(
         (
             "ingest",

@@ -18,6 +18,8 @@ from dynamix.contracts import EBF_SESSION, EBF_SURFACE, EVENTS, STREAMS, USER_ST
 from dynamix.errors import GuardError
 from dynamix.features.baseline import add_streams, add_users, fit_streams, user_stats
 from dynamix.features.calendar import Calendar, build_calendar, instant_sql, midnight
+from dynamix.features.engine import EbfTables, ebf_tables
+from dynamix.features.engine_hot import hot_users
 from dynamix.features.session_gaps import changed_days, settle_neighbours, timeline, with_neighbours
 from dynamix.features.sessions import session_features
 from dynamix.features.streams import stream_events
@@ -25,6 +27,7 @@ from dynamix.features.surfaces import surface_days, surface_rows, surface_window
 from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.frames import held
+from dynamix.jobs.kinds import cycle_kinds, kinded_sessions, with_kinds
 from dynamix.jobs.run_log import source_hash
 
 _DAY = timedelta(days=1)
@@ -59,15 +62,27 @@ def features(run: Run, *, since: date | None = None, until: date | None = None) 
     known = [days for days in dirty.values() if days is not None]
     if len(known) == len(dirty):
         result.facts["days"] = ", ".join(map(str, sorted(set().union(*known)))) or "none"
-    _streams(run, result, inputs, dirty[STREAMS.name])
-    _users(run, result, inputs, dirty[USER_STATS.name])
+    anew = not given and dirty[EBF_SESSION.name] is None and dirty[EBF_SURFACE.name] is None
+    both = _both_tables(run, inputs) if anew else None
     if given:
         _session_range(run, result, inputs, since, until)
+    else:
+        _sessions(run, result, inputs, dirty[EBF_SESSION.name], both)
+    _streams(run, result, inputs, dirty[STREAMS.name])  # after the sessions, whose kinds streams may carry
+    _users(run, result, inputs, dirty[USER_STATS.name])
+    if given:
         _surface_range(run, result, inputs, since, until)
-        return result
-    _sessions(run, result, inputs, dirty[EBF_SESSION.name])
-    _surfaces(run, result, inputs, dirty[EBF_SURFACE.name])
+    else:
+        _surfaces(run, result, inputs, dirty[EBF_SURFACE.name], both)
     return result
+
+
+def _both_tables(run: Run, inputs: Inputs) -> EbfTables:
+    """Sessions and surfaces of all events from one pass over them, kept until both are written."""
+    run.note("features: one pass over the events for ebf_session and ebf_surface")
+    hot = hot_users(inputs.events, config=run.config)
+    tables = ebf_tables(inputs.events, config=run.config, run_date=run.run_date, hot=hot)
+    return tables.on(held(tables.packed))
 
 
 def feature_inputs(run: Run) -> Inputs:
@@ -128,10 +143,12 @@ def _streams(run: Run, result: StepResult, inputs: Inputs, days: list[date] | No
         return
     there = run.warehouse.exists(run.spark, STREAMS.name)
     stored = run.warehouse.read(run.spark, STREAMS.name) if there else None
+    config, calendar, kinded = run.config, inputs.calendar, kinded_sessions(run)
     if days is None or stored is None:
-        frame = fit_streams(inputs.events, config=run.config, calendar=inputs.calendar, known=stored)
+        frame = fit_streams(inputs.events, config=config, calendar=calendar, known=stored, sessions=kinded)
     else:
-        frame = add_streams(_on(inputs.events, days), stored, config=run.config, calendar=inputs.calendar)
+        new = _on(inputs.events, days)
+        frame = add_streams(new, stored, config=config, calendar=calendar, sessions=kinded)
     _write(run, result, STREAMS, frame, inputs)
 
 
@@ -152,13 +169,24 @@ def _meets(day: date, start: datetime, end: datetime) -> bool:
     return midnight(day) < end and start < midnight(day) + _DAY
 
 
-def _sessions(run: Run, result: StepResult, inputs: Inputs, days: list[date] | None) -> None:
+def _sessions(
+    run: Run, result: StepResult, inputs: Inputs, days: list[date] | None, both: EbfTables | None
+) -> None:
     if days is None:
         some = inputs.events.where(F.col("session_id").isNotNull())
-        rows = session_features(inputs.events, config=run.config)
+        rows = both.sessions if both else session_features(inputs.events, config=run.config)
+        rows = _kinded(run, inputs, rows, whole=True)
         _write(run, result, EBF_SESSION, rows, inputs, empty=some.isEmpty())
     elif days:
         _repair_sessions(run, result, inputs, days)
+
+
+def _kinded(run: Run, inputs: Inputs, sessions: DataFrame, *, whole: bool = False) -> DataFrame:
+    """Sessions with their kinds: those frozen with the baseline, unless all rows are made on its own day."""
+    mark = stored_mark(run.warehouse)
+    fits = whole and (mark is None or mark.baseline.fitted >= run.run_date)
+    kinds = cycle_kinds(run, inputs.events, inputs.calendar, stored=not fits)
+    return with_kinds(sessions, kinds)
 
 
 def _repair_sessions(run: Run, result: StepResult, inputs: Inputs, days: list[date]) -> None:
@@ -167,7 +195,8 @@ def _repair_sessions(run: Run, result: StepResult, inputs: Inputs, days: list[da
     longest = int(run.config.session.max_length_s // 86_400) + 1
     reach = sorted({day + k * _DAY for day in days for k in range(longest + 1)})
     events = inputs.events if run.config.session.rule == "given" else _on(inputs.events, reach)
-    fresh = held(session_features(events.where(began), config=run.config))
+    fresh = session_features(events.where(began), config=run.config)
+    fresh = held(_kinded(run, inputs, fresh))
     stored = run.warehouse.read(run.spark, EBF_SESSION.name)
     found = timeline(fresh, stored, days=days, config=run.config)
     settled = held(settle_neighbours(found, config=run.config))
@@ -177,10 +206,12 @@ def _repair_sessions(run: Run, result: StepResult, inputs: Inputs, days: list[da
     _write(run, result, EBF_SESSION, with_neighbours(rows, settled), inputs, where, allow_empty=True)
 
 
-def _surfaces(run: Run, result: StepResult, inputs: Inputs, days: list[date] | None) -> None:
+def _surfaces(
+    run: Run, result: StepResult, inputs: Inputs, days: list[date] | None, both: EbfTables | None
+) -> None:
     config = run.config
     if days is None:
-        rows = surface_rows(inputs.events, run.run_date, config=config)
+        rows = both.surfaces if both else surface_rows(inputs.events, run.run_date, config=config)
         _write(
             run,
             result,
@@ -200,7 +231,14 @@ def _surfaces(run: Run, result: StepResult, inputs: Inputs, days: list[date] | N
 def _windows(run: Run, result: StepResult, inputs: Inputs | None) -> None:
     stored = run.warehouse.read(run.spark, EBF_SURFACE.name)
     # windows of earlier run dates go too, so that a day-by-day build ends with the rows of a one-shot build
-    _write(run, result, EBF_SURFACE, surface_windows(stored, run.run_date), inputs, "window_days <> 1")
+    _write(
+        run,
+        result,
+        EBF_SURFACE,
+        surface_windows(stored, run.run_date, config=run.config),
+        inputs,
+        "window_days <> 1",
+    )
 
 
 def _session_range(
@@ -208,6 +246,7 @@ def _session_range(
 ) -> None:
     where = _range("session_date", since, until)
     rows = session_features(inputs.events, config=run.config).where(where)
+    rows = _kinded(run, inputs, rows)
     some = inputs.events.where("session_id IS NOT NULL").withColumn(
         "session_date", F.to_date("session_start")
     )

@@ -15,6 +15,14 @@ from dynamix.errors import ConfigError, DynamixError, GuardError, InputError
 from dynamix.features.calendar import build_calendar, midnight
 from dynamix.features.dwell import cap_dwell, derive_dwell, dwell_caps
 from dynamix.features.events import split_raw
+from dynamix.features.imputed import (
+    LAST,
+    by_stream,
+    find_imputed,
+    flag_imputed,
+    frequent_last_dwells,
+    is_last,
+)
 from dynamix.features.instants import seen_since
 from dynamix.features.quality import gate, load_early
 from dynamix.features.raw import read_raw, unread_columns
@@ -75,8 +83,8 @@ def _ingest_all(run: Run, source: Source, result: StepResult) -> None:
     run.note(balance_line(tally))
     result.counters.update(tally.counters())
     settled = held(_settle(split.good, run.config))
-    baseline = _fit_baseline(run, settled, tally)
-    capped = cap_dwell(settled, caps=baseline.caps_ms if baseline else {})
+    baseline = _fit_baseline(run, settled, tally, result)
+    capped = _finish(settled, baseline)
     if tally.kept:
         _pass_gate(run, capped.drop("unknown_stream"), tally.kept, result)
         _describe(capped, run.config, result)
@@ -110,7 +118,7 @@ def _ingest_new(run: Run, source: Source, mark: Mark, reading: Reading, result: 
     run.note(f"ingest: {reading.reason}: {balance_line(tally)}")
     result.counters.update(tally.counters())
     chains = chains_of(run, split.good)
-    settled = held(cap_dwell(_settle(chains, run.config), caps=mark.baseline.caps_ms))
+    settled = held(_finish(_settle(chains, run.config), mark.baseline))
     finished, days, stored = partitions_with(run, settled)
     result.facts["days"] = ", ".join(map(str, days))
     _pass_gate(run, finished, stored + tally.kept, result)
@@ -126,21 +134,39 @@ def _ingest_new(run: Run, source: Source, mark: Mark, reading: Reading, result: 
 
 
 def _settle(good: DataFrame, config: Config) -> DataFrame:
-    """Events with sessions and uncapped dwells settled; what the source logged stays beside them."""
+    """Events with sessions and uncapped dwells settled; what the source logged, and LAST, stand beside them."""
     logged = good.withColumns({"dwell_logged_ms": F.col("dwell_ms"), "_bad": F.col("bad_dwell")})
-    return derive_dwell(assign_sessions(logged, config=config), config=config).withColumnRenamed(
-        "_bad", "bad_dwell"
-    )
+    placed = assign_sessions(logged, config=config).withColumn(LAST, is_last())
+    return derive_dwell(placed, config=config).withColumnRenamed("_bad", "bad_dwell")
 
 
-def _fit_baseline(run: Run, settled: DataFrame, tally: Tally) -> Baseline | None:
-    """Caps per stream, fitted on the baseline window of this cycle and frozen with it."""
+def _fit_baseline(run: Run, settled: DataFrame, tally: Tally, result: StepResult) -> Baseline | None:
+    """Filled-in constants and caps per stream, fitted on the baseline window of this cycle and frozen with it.
+
+    Each constant is a warning; no cap is fitted on one.
+    """
     if tally.first_event is None:
         return None
     calendar = build_calendar(run.run_date, first_event=tally.first_event, days=run.config.calendar.days)
     window = settled.where(calendar.baseline.sql("event_ts"))
-    rows = dwell_caps(window, run.config.dwell.cap_quantile).collect()
-    return Baseline.of(calendar, {row["stream"]: row["cap_ms"] for row in sorted(rows)})
+    share = run.config.dwell.imputed_share
+    often = frequent_last_dwells(window, share=share).collect()
+    found = find_imputed(
+        ((r["stream"], r["dwell_ms"], r["n"], r["total"], r["inner"]) for r in often), share=share
+    )
+    result.warnings.extend(one.sentence() for one in found)
+    constants = by_stream(found)
+    genuine = flag_imputed(window, constants=constants).where("dwell_status <> 'imputed'")
+    rows = dwell_caps(genuine, run.config.dwell.cap_quantile).collect()
+    return Baseline.of(calendar, {row["stream"]: row["cap_ms"] for row in sorted(rows)}, constants)
+
+
+def _finish(settled: DataFrame, baseline: Baseline | None) -> DataFrame:
+    """Settled rows with filled-in constants flagged and long dwells capped, as the baseline has them."""
+    if baseline is None:
+        return settled.drop(LAST)
+    flagged = flag_imputed(settled, constants=baseline.imputed_ms)
+    return cap_dwell(flagged, caps=baseline.caps_ms).drop(LAST)
 
 
 def _pass_gate(run: Run, finished: DataFrame, expected: int, result: StepResult) -> None:

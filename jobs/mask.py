@@ -19,12 +19,13 @@ from dynamix.errors import ConfigError, GuardError
 from dynamix.features.calendar import Calendar, midnight, since_1970
 from dynamix.features.conversions import attribution_counts, label_impressions
 from dynamix.features.relevance import CellSums, Prediction, cell_sums, rate_table, statistics_rows, thirds
-from dynamix.features.streams import event_columns
+from dynamix.features.streams import event_columns, hidden_attributes, stream_lengths
 from dynamix.features.training import with_segments
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.frames import held, table_frame
 from dynamix.jobs.heatmap import terminal
+from dynamix.jobs.kinds import kinded_sessions
 from dynamix.jobs.report_data import cells_from_rows
 from dynamix.segmentation.effects import Effect, effect
 from dynamix.segmentation.given import Rates, fit_given
@@ -59,7 +60,9 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     grid = _grid_rows(run, measured, verdicts, version, "proposed")
     audit = _audit_rows(verdicts, version)
     if run.config.mask.rule != "global":
-        control = global_verdicts(measured.statistics, run.config.mask, protection=_protection(run.config))
+        control = global_verdicts(
+            measured.statistics, run.config.mask, protection=_protection(run.config, measured.streams)
+        )
         control_version = _version(run, measured, control, "control")
         grid += _grid_rows(run, measured, control, control_version, "control")
         audit += _audit_rows(control, control_version)
@@ -76,13 +79,13 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     return result
 
 
-def _protection(config: Config) -> Protection:
-    return Protection(frozenset(name for name, flags in config.streams.items() if flags.protected))
+def _protection(config: Config, streams: Sequence[str]) -> Protection:
+    return Protection(frozenset(name for name in streams if config.declaration(name).protected))
 
 
 def _decide(config: Config, measured: Measured) -> list[Verdict]:
     """Verdicts under the configured rule; `random` drops as many tokens as the bound would, by hash."""
-    protection = _protection(config)
+    protection = _protection(config, measured.streams)
     rule = config.mask.rule
     if rule == "global":
         return global_verdicts(measured.statistics, config.mask, protection=protection)
@@ -111,11 +114,14 @@ def measure(
     result = StepResult(warnings=list(calendar.lost))
     _guard(rows, config, calendar, result)
     prediction, rows = _prediction(run, rows, given, 1 + max(names))
-    history = event_columns(events, streams, stats, config)
+    history = event_columns(events, streams, stats, config, sessions=kinded_sessions(run))
+    ids = {name: i for i, name in listed.items()}
+    untimed = [i for i, hidden in hidden_attributes(ids, config).items() if "recency" in hidden]
     run.note(f"mask: one scan over the histories of {result.counters['rows_read']} impressions")
     table = cell_sums(
         history, rows, history=config.history, heads=config.heads(), n_streams=1 + max(listed),
         given=prediction, thirds_us=thirds(calendar), run_date_us=since_1970(midnight(run.run_date)),
+        lengths=stream_lengths(ids, config), untimed=untimed,
     ).collect()  # fmt: skip
     counts = attribution_counts(events, config).collect()[0].asDict()
     result.counters |= {f"conversions_{k}" if k != "conversions" else k: int(v) for k, v in counts.items()}
@@ -266,7 +272,6 @@ def _grid_rows(
 ) -> list[dict[str, Any]]:
     """The full grid: every live segment × every stream; cells without statistics are `undecided`."""
     by_cell = {(v.segment_id, v.stream): v for v in verdicts}
-    quota = run.config.history.per_stream
     rows = []
     for segment_id in sorted(measured.names):
         for stream in measured.streams:
@@ -276,7 +281,8 @@ def _grid_rows(
             rows.append({
                 "mask_version": version, "seq": 0, "segment_version": measured.segment_version,
                 "segment_id": segment_id, "segment_name": measured.names[segment_id], "tier": _TIER,
-                "stream": stream, "keep": not dropped, "quota": 0 if dropped else quota, "boost": 0.0,
+                "stream": stream, "keep": not dropped,
+                "quota": 0 if dropped else run.config.declaration(stream).length, "boost": 0.0,
                 "attributes": None,
                 "relevance": e.relevance if e else None,
                 "relevance_lcb": e.lcb if e else None,

@@ -18,7 +18,9 @@ from dynamix.jobs.score import score
 from dynamix.jobs.segment import segment
 from dynamix.jobs.train import train
 
-_IMPRESSIONS = ("attribution", "history", "calendar", "labels", "prediction_rows", "streams")
+_IMPRESSIONS = (
+    "attribution", "history", "calendar", "labels", "prediction_rows", "streams", "session.kinds"
+)  # fmt: skip
 STEPS: dict[str, Step] = {
     step.verb: step
     for step in (

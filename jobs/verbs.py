@@ -15,6 +15,7 @@ from dynamix.errors import InputError
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.audit import audit
 from dynamix.jobs.context import Run, StepResult, new_run_id
+from dynamix.jobs.explain import explain
 from dynamix.jobs.plan import plan
 from dynamix.jobs.power import power
 from dynamix.jobs.report import report
@@ -76,6 +77,8 @@ def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:
         return power(run)
     if verb == "audit":
         return audit(run, users=arguments.users, seed=arguments.seed)
+    if verb == "explain":
+        return explain(run, arguments.stream, segment=arguments.segment)
     options: dict[str, object] = {}
     for name in ("allow_empty", "rebuild", "given", "truth", "model"):
         value = getattr(arguments, name, None)

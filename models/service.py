@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from dynamix.models.carried import CARRIED
 from dynamix.models.dataset import JaggedRows
 from dynamix.models.export import export_ranker, from_bytes, run_program, to_bytes
 from dynamix.models.ranker import Ranker, RankerConfig
@@ -38,8 +39,11 @@ class RankerService:
     @classmethod
     def load(cls, folder: Path) -> RankerService:
         """Service from the files that `write_artefacts` made; on the CPU."""
-        names = ("rule.json", "streams.json", "masks.json", "segmenter.json", "habits.json")
-        files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
+        names = ("rule.json", "streams.json", "masks.json", "segmenter.json", "habits.json", CARRIED)
+        present = [
+            name for name in names if name != CARRIED or (folder / name).is_file()
+        ]  # older models lack it
+        files = {name: (folder / name).read_text(encoding="utf-8") for name in present}
         return cls(
             from_bytes((folder / PROGRAM).read_bytes()),
             RankerConfig.from_json((folder / CONFIG).read_text(encoding="utf-8")),

@@ -20,6 +20,7 @@ from dynamix.contracts import COLD_SEGMENT, DWELL_BIN_EDGES_S, N_DWELL_BINS, NO_
 from dynamix.errors import InputError
 from dynamix.features.quotas import HOLDOUT_PER_MILLE, NO_LIMIT, quota_table
 from dynamix.models.batch import stream_rank
+from dynamix.models.carried import CARRIED, Carried
 from dynamix.models.dataset import JaggedRows, rows_from_table
 from dynamix.models.hashing import spark_xxhash64
 
@@ -88,6 +89,7 @@ class Preparation:
     cells: tuple[Cell, ...] = ()
     segmenter: Segmenter | None = None
     habits: Mapping[str, float] = field(default_factory=dict)
+    carried: Carried = field(default_factory=Carried)
 
     def quotas(self) -> NDArray[np.int32]:
         """Newest events kept (G, 2, F) by segment, tier and stream; what no cell names has no limit."""
@@ -110,6 +112,7 @@ class Preparation:
             "masks.json": [vars(cell) for cell in self.cells],
             "segmenter.json": None if self.segmenter is None else _segmenter_tree(self.segmenter),
             "habits.json": dict(self.habits),
+            CARRIED: self.carried.to_tree(),
         }
         return {name: json.dumps(tree, sort_keys=True) for name, tree in found.items()}
 
@@ -124,6 +127,7 @@ class Preparation:
             cells=tuple(Cell(**cell) for cell in tree["masks.json"]),
             segmenter=None if stored is None else _segmenter_from(stored),
             habits=tree["habits.json"],
+            carried=Carried.from_tree(tree.get(CARRIED, {})),
         )
 
 
@@ -283,7 +287,8 @@ def _history(
     """The newest `per_stream` of each stream before the embargo, of those the newest `total`, then the mask."""
     before = events.ts_us < (now - round(preparation.embargo_s * 1e6))[events.row]
     events = events.take(np.flatnonzero(before))
-    events = events.take(np.flatnonzero(_rank(events, len(now), by_stream=True) < preparation.per_stream))
+    length = preparation.carried.limits(events.stream, preparation.per_stream)
+    events = events.take(np.flatnonzero(_rank(events, len(now), by_stream=True) < length))
     events = events.take(np.flatnonzero(_rank(events, len(now), by_stream=False) < preparation.total))
     quotas = preparation.quotas()
     limit = np.full(len(events.row), NO_LIMIT, np.int64)
@@ -331,13 +336,15 @@ def _table(
         "holdout": pa.array(holdout),
         **{f"label_{head}": pa.nulls(n, pa.float64()) for head in preparation.heads},
     }
+    carried, stream = preparation.carried, events.stream
+    no_dwell = carried.hides("dwell", stream)
     history = {
-        "hist_stream": pa.array(events.stream.astype(np.int16)),
-        "hist_item": events.item,
-        "hist_category": events.category,
-        "hist_dwell_bin": pa.array(events.dwell_bin.astype(np.int8)),
-        "hist_z": pa.array(events.z.astype(np.float32)),
-        "hist_age_s": pa.array(age_s.astype(np.float32)),
+        "hist_stream": pa.array(stream.astype(np.int16)),
+        "hist_item": carried.shown("item", stream, events.item),
+        "hist_category": carried.shown("category", stream, events.category),
+        "hist_dwell_bin": pa.array(np.where(no_dwell, NO_DWELL_BIN, events.dwell_bin).astype(np.int8)),
+        "hist_z": pa.array(np.where(no_dwell, 0.0, events.z).astype(np.float32)),
+        "hist_age_s": carried.shown("recency", stream, pa.array(age_s.astype(np.float32))),
     }
     return pa.table(
         columns | {name: pa.ListArray.from_arrays(ends, value) for name, value in history.items()}

@@ -47,6 +47,7 @@ EXTRA_IMPORTS = {
     "models/service.py pandas": "a registered pyfunc is called with a pandas frame",
 }
 EXTRA_ACTIONS = {
+    "features/engine_hot.py hot_users": "at most a few users and their hours; only where a hot one is looked for",
     "features/events.py latest_ingest": "the default run date: one aggregate, before a run is planned",
     "features/quality.py gate": "the gate is one aggregate row, which Great Expectations judges",
     "features/raw.py _demand_unit": "one example value for the sentence of an error",

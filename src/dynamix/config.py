@@ -5,6 +5,7 @@ Precedence: `--set` > `--config` > `dynamix.yaml` beside the events > defaults. 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from dynamix.declarations import Declaration, StreamOptions, declare, violations
 from dynamix.errors import ConfigError
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -43,12 +45,27 @@ class SessionConfig(Section):
     gap_s: float = Field(1800.0, gt=0, description="s; a new session iff the silence is strictly longer")
     max_length_s: float = Field(86400.0, gt=0, description="s; longer sessions are split and flagged")
 
+    kinds: Literal["off", "on"] = Field(
+        "off", description="on: streams of histories carry the kind of the closed session, `#open` before"
+    )
+
     _lengths = field_validator("gap_s", "max_length_s", mode="before")(seconds)
+
+    @field_validator("kinds", mode="before")
+    @classmethod
+    def _switch(cls, value: object) -> object:
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
 class DwellConfig(Section):
     derive: bool = Field(True, description="false where gaps between rows mean nothing")
     cap_quantile: float = Field(0.995, gt=0, le=1, description="per stream; above it a dwell is `capped`")
+    imputed_share: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="of a stream's last events; a logged value above it may be a filled-in constant",
+    )
     censor_last: bool = Field(True, description="false is the planted bug E1: last event gets dwell 0")
 
 
@@ -73,11 +90,6 @@ class HistoryConfig(Section):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     _lengths = field_validator("embargo_s", mode="before")(seconds)
-
-
-class StreamFlags(Section):
-    protected: bool = False
-    sensitive: bool = False
 
 
 class SegmentationConfig(Section):
@@ -182,7 +194,9 @@ class Config(Section):
     future_tolerance_s: float = Field(
         900.0, ge=0, description="s after ingest before an event counts as future"
     )
-    streams: dict[str, StreamFlags] = Field(default_factory=dict)
+    streams: dict[str, StreamOptions] = Field(
+        default_factory=dict, description="surface/event_type[#kind] -> its declaration (declarations.py)"
+    )
     session: SessionConfig = SessionConfig()
     dwell: DwellConfig = DwellConfig()
     attribution: AttributionConfig = AttributionConfig()
@@ -194,13 +208,38 @@ class Config(Section):
     drift: DriftConfig = DriftConfig()
     prices: PriceConfig = PriceConfig()
 
+    @model_validator(mode="after")
+    def _streams_agree(self) -> Config:
+        found = violations(
+            self.streams,
+            conversion_types=self.conversion_types,
+            attributes=self.attributes,
+            kinds=self.with_kinds,
+        )
+        if found:
+            raise ValueError("; ".join(found))
+        return self
+
+    @property
+    def with_kinds(self) -> bool:
+        """True where streams of histories carry a session kind."""
+        return self.session.kinds == "on"
+
+    def declaration(self, stream: str) -> Declaration:
+        """The complete declaration of a stream, declared or inferred."""
+        return declare(stream, self.streams, per_stream=self.history.per_stream, attributes=self.attributes)
+
     def heads(self) -> tuple[str, ...]:
         """Served labels, without a click head where no click type is declared."""
         return tuple(h for h in self.labels if h != "click" or self.click_types)
 
     def digest(self, *sections: str) -> str:
-        """First 16 hex digits of SHA-256 over the named sections (all when none are named)."""
+        """First 16 hex digits of SHA-256 over the named sections (all when none are named).
+
+        `session.kinds` is a section of its own: it changes no stored event.
+        """
         tree = self.model_dump(mode="json", by_alias=True)
+        tree["session.kinds"] = tree["session"].pop("kinds")
         part = {name: tree[name] for name in sections} if sections else tree
         return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -220,7 +259,7 @@ RAW_SECTIONS = (
     *DEFINITION_SECTIONS, "format", "contract", "known_streams", "max_quarantined", "future_tolerance_s"
 )  # fmt: skip
 """Sections that the events table depends on."""
-FEATURE_SECTIONS = (*RAW_SECTIONS, "calendar", "streams")
+FEATURE_SECTIONS = (*RAW_SECTIONS, "calendar", "streams", "session.kinds")
 """Sections that the feature tables depend on."""
 
 
@@ -263,15 +302,48 @@ def _assignment(text: str) -> dict[str, Any]:
     return cast(dict[str, Any], parsed)
 
 
-def _explain(trouble: ValidationError) -> ConfigError:
+def _explain(trouble: ValidationError) -> list[str]:
     lines = []
     for error in trouble.errors():
         where = ".".join(str(part) for part in error["loc"])
-        if error["type"] == "extra_forbidden":
+        if not where:  # said of the config as a whole: its sentences name what they are about
+            lines.append(error["msg"].removeprefix("Value error, "))
+        elif error["type"] == "extra_forbidden":
             lines.append(ConfigError.unknown_key(where, _keys_beside(error["loc"])).message)
         else:
             lines.append(f"config key {where!r} has value {error.get('input')!r}: {error['msg']}")
-    return ConfigError("; ".join(lines))
+    return lines
+
+
+def _troubles(tree: Mapping[str, Any]) -> list[str]:
+    """One sentence per violation: what hides behind a bad value is found by leaving that value out."""
+    found: list[str] = []
+    rest: dict[str, Any] = copy.deepcopy(dict(tree))
+    while True:
+        try:
+            Config.model_validate(rest)
+        except ValidationError as trouble:
+            found += _explain(trouble)
+            places = [error["loc"] for error in trouble.errors()]
+            if not all(_remove(rest, place) for place in places):
+                return found
+        else:
+            return found
+
+
+def _remove(tree: dict[str, Any], place: tuple[int | str, ...]) -> bool:
+    """Drop the value at `place`, or the nearest one around it that has a key of its own; False if there is none."""
+    around: list[tuple[dict[str, Any], str]] = []
+    node: Any = tree
+    for part in place:
+        if not isinstance(node, dict) or part not in node:
+            break
+        around.append((node, str(part)))
+        node = node[part]
+    if around:
+        owner, key = around[-1]
+        owner.pop(key)
+    return bool(around)
 
 
 def _keys_beside(place: tuple[int | str, ...]) -> list[str]:
@@ -296,5 +368,5 @@ def load_config(
         tree = _merge(tree, _assignment(setting))
     try:
         return Config.model_validate(tree)
-    except ValidationError as trouble:
-        raise _explain(trouble) from None
+    except ValidationError:
+        raise ConfigError("; ".join(_troubles(tree))) from None

@@ -198,7 +198,9 @@ EBF_SESSION = Table(
         _col("gap_before_ms", "bigint", "silence since the previous session; NULL for the first"),
         _key("capped_length", "boolean", "split by session.max_length"),
         _col("source_session_id", "string"),
-        _col("session_kind", "string", "NULL until session kinds are fitted"),
+        _col(
+            "session_kind", "string", "by the frozen mixture; NULL where the session holds conversions only"
+        ),
         _key("session_date", "date", "UTC day of session_start"),
     ),
 )
@@ -221,6 +223,11 @@ EBF_SURFACE = Table(
         _key("last_ts", "timestamp"),
         _key("decayed_n", "double"),
         _key("conversions", "bigint"),
+        _col(
+            "dwell_share",
+            "double",
+            "of the user's usable dwell in the window, over streams; NULL where it is 0",
+        ),
         _key("dwell_hist", "map<int,bigint>", "counts in bins of a quarter in ln(1+ms)"),
     ),
 )

@@ -6,6 +6,7 @@ survive pickling between Python workers and the driver.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 
 
@@ -43,6 +44,14 @@ class ConfigError(DynamixError):
     def unknown_version(cls, what: str, value: str, known: Sequence[str]) -> ConfigError:
         listed = ", ".join(known) if known else "none yet"
         return cls(f"{what} {value!r} does not exist; known: {listed}")
+
+    @classmethod
+    def unknown_name(cls, what: str, name: str, known: Sequence[str]) -> ConfigError:
+        near = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or list(known[:5])
+        more = f" ({len(known)} in all)" if len(known) > len(near) else ""
+        return cls(
+            f"{what} {name!r} does not exist; nearest: {', '.join(near) or 'there are none yet'}{more}"
+        )
 
 
 class InputError(DynamixError):

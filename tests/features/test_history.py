@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -208,3 +210,41 @@ def test_per_stream_limit_counts_only_visible_events() -> None:
         events, impression_block([(0, 9, 9)]), per_stream=1, total=9, embargo_us=0, run_date_us=None
     )
     assert as_lists(found) == [[0, 3]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    event_rows, asked_rows, st.dictionaries(st.integers(0, 4), st.integers(1, 6), max_size=3), st.data(),
+    st.sampled_from([1, 7, 4_000_000]),
+)  # fmt: skip
+def test_declared_lengths_and_spans_of_visibility_equal_a_loop(
+    rows: list[Event], asked: list[Asked], lengths: dict[int, int], data: st.DataObject, budget: int
+) -> None:
+    """Each stream has a length of its own; an event is there for impressions with after < t <= until only."""
+    ends = st.lists(st.integers(-1, 13), min_size=len(rows), max_size=len(rows))
+    after, until = np.array(data.draw(ends), np.int64), np.array(data.draw(ends), np.int64)
+    events = replace(event_block(rows), after_us=after, until_us=until)
+    wanted = []
+    for user, ts, request in asked:
+        kept: list[int] = []
+        used: Counter[int] = Counter()
+        for e in reversed(range(len(rows))):
+            stream = int(events.stream[e])
+            mine = events.user[e] == user and events.ts_us[e] < ts and events.ingest_us[e] <= ts
+            other = request == -1 or events.request[e] != request
+            if mine and other and after[e] < ts <= until[e] and used[stream] < lengths.get(stream, 2):
+                used[stream] += 1
+                kept.append(e)
+        wanted.append(sorted(kept[:6]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PAIR_BUDGET", budget)
+        found = kept_history(
+            events,
+            impression_block(asked),
+            per_stream=2,
+            total=6,
+            embargo_us=0,
+            run_date_us=None,
+            lengths=lengths,
+        )
+    assert as_lists(found) == wanted

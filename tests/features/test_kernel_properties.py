@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,12 +15,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from dynamix.config import Config, load_config
-from dynamix.contracts import EBF_SESSION
+from dynamix.contracts import EBF_SESSION, EBF_SURFACE
 from dynamix.features import oracle, oracle_tables
-from dynamix.features.comparison import differences
+from dynamix.features.comparison import Shape, differences
+from dynamix.features.engine import rule_of
 from dynamix.features.history import kept_history
-from dynamix.features.session_rows import session_rows
+from dynamix.features.session_rows import session_sums, session_table
+from dynamix.features.surface_sums import Window, day_rows, surface_table, windows
 from dynamix.features.timeline import blocks
+from dynamix.features.user_block import CENSORED, USABLE, Block, Reading, read_block
+from dynamix.features.window_plan import window_plan
 from dynamix.jobs.audit_rows import COMPARED
 
 MANY = [200, pytest.param(5_000, marks=pytest.mark.slow)]
@@ -174,60 +179,89 @@ def test_the_planted_bug_of_same_second_events_in_the_history_is_found() -> None
         _hold(bugged, pasts(), 200, shrink=False)
 
 
-# ---------------------------------------------------------------- session rows
+# ---------------------------------------------------------------- feature rows
 
 
 def _settled(case: m.Case, config: Config) -> list[Row]:
     kept = [row for row in map(m.parsed, case.rows) if row["event_ts"] and row["event_ts"] > m.DAY * 365]
-    named = [row | {"event_id": f"{number}"} for number, row in enumerate(kept) if row["user_id"]]
-    return oracle.settle(named, config, caps=m.CAPS)
+    named = [
+        row | {"event_id": f"{number:02d}", "ingest_ts": row["ingest_ts"] or row["event_ts"]}
+        for number, row in enumerate(kept)
+        if row["user_id"]
+    ]
+    return oracle.settle(named, config, caps=m.CAPS, constants=_CONSTANTS)
 
 
-def _session_table(settled: Sequence[Row]) -> Any:
-    rows = [row for row in oracle.in_order(settled) if row["session_id"] is not None]
-    rows.sort(key=lambda row: str(row["user_id"]))
-    texts = ("user_id", "session_id", "source_session_id", "surface")
-    return pa.table(
-        {name: pa.array([row[name] for row in rows], pa.string()) for name in texts}
-        | {
-            "stream": pa.array([oracle.stream(row) for row in rows], pa.string()),
-            "us": pa.array([row["event_ts"] for row in rows], pa.int64()),
-            "start_us": pa.array([row["session_start"] for row in rows], pa.int64()),
-            "dwell_ms": pa.array([row["dwell_ms"] for row in rows], pa.int64()),
-            "censored": pa.array([row["dwell_status"] == "censored" for row in rows], pa.bool_()),
-            "converted": pa.array([row["event_type"] == "conversion" for row in rows], pa.bool_()),
-        }
-    )
+def _block(settled: Sequence[Row], config: Config) -> Block | None:
+    """What Spark would hand to the kernel, users side by side and otherwise in no order; None without an event."""
+    rows = [row for row in settled if row["session_id"] is not None]
+    rows.sort(key=lambda row: (str(row["user_id"]), row["event_id"][::-1]))
+    texts = ("user_id", "session_id", "source_session_id", "surface", "event_type", "event_id")
+    numbers = {"us": "event_ts", "ingest": "ingest_ts", "seq": "event_seq", "start_us": "session_start"}
+    columns = {name: pa.array([row[name] for row in rows], pa.string()) for name in texts}
+    columns |= {name: pa.array([row[of] for row in rows], pa.int64()) for name, of in numbers.items()}
+    known = [None if row["dwell_status"] == "imputed" else row["dwell_ms"] for row in rows]
+    flags = [USABLE * oracle.usable(r) + CENSORED * (r["dwell_status"] == "censored") for r in rows]
+    columns |= {"dwell_ms": pa.array(known, pa.int64()), "flags": pa.array(flags, pa.int8())}
+    if config.streams:
+        columns["stream"] = pa.array([oracle.declared(row, config) for row in rows], pa.string())
+    rule = Reading(
+        rule_of(config), given=config.session.rule == "given", derive=True, censor_last=True,
+        conversion_types=config.conversion_types, settled=True,
+    )  # fmt: skip
+    return read_block(pa.table(columns), rule) if rows else None
 
 
 def _plain(table: Any) -> list[Row]:
     """Rows of a table as the oracle has them: instants in microseconds, dates in days, maps as dicts."""
-    numbers = {"session_start": pa.int64(), "session_end": pa.int64(), "session_date": pa.int32()}
-    for name, kind in numbers.items():
-        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(kind))
-    maps = ("n_by_stream", "dwell_by_stream")
+    kinds = {pa.timestamp("us", tz="UTC"): pa.int64(), pa.date32(): pa.int32()}
+    for place, field in enumerate(table.schema):
+        if field.type in kinds:
+            table = table.set_column(place, field.name, table[field.name].cast(kinds[field.type]))
+    maps = [field.name for field in table.schema if pa.types.is_map(field.type)]
     return [row | {name: dict(row[name]) for name in maps} for row in table.to_pylist()]
 
 
+_CONSTANTS = {"feed/view": [1234]}
+_DECLARED = {
+    "all/look": {
+        "where": {"surface": ["feed", "shop"], "event_type": "view"},
+        "windows": [3, 0],
+        "half_life_days": 2,
+    },
+    "shop/click": {"windows": [1, 14], "half_life_days": 30},
+}
 _RULES = {
     "gap": load_config(settings=["session.max_length_s=45m"]),
     "given": load_config(settings=["session.rule=given", "session.max_length_s=26h"]),
+    "declared": load_config(settings=[f"streams={json.dumps(_DECLARED)}"]),
 }
 
 
 @pytest.mark.parametrize("n", MANY)
 @pytest.mark.parametrize("rule", _RULES)
-def test_session_rows_are_the_oracles(rule: str, n: int) -> None:
+def test_rows_of_both_tables_are_the_oracles(rule: str, n: int) -> None:
     config = _RULES[rule]
+    surface = Shape("ebf_surface", EBF_SURFACE.key, _SURFACE)
 
     def claim(case: m.Case) -> None:
         settled = _settled(case, config)
-        table = _session_table(settled)
-        if not table.num_rows:
+        block = _block(settled, config)
+        if block is None:
             return
-        made = session_rows(table, gap_us=int(config.session.gap_s * 1e6), given=rule == "given")
-        assert tuple(made.column_names) == EBF_SESSION.names
+        gap_us = int(config.session.gap_s * 1e6)
+        made = session_table(session_sums(block), block.names, gap_us=gap_us, given=rule == "given")
+        made = made.select(list(EBF_SESSION.names))
         wanted = oracle_tables.ebf_session(settled, config)
         assert [str(d) for d in differences(_plain(made), wanted, COMPARED["ebf_session"])] == []
+        end = max(row["event_ts"] for row in settled) // m.DAY + 3
+        days, names = day_rows(block)
+        found = [Window(1, days), *windows(days, end, names, window_plan(config))]
+        rows = [r for window in found for r in _plain(surface_table(window, block.names.users, names))]
+        expected = oracle_tables.surface_table(settled, config, run_day=end)
+        assert [str(d) for d in differences(rows, expected, surface)] == []
 
     _hold(claim, m.cases(), n)
+
+
+_SURFACE = tuple(name for name in EBF_SURFACE.names if name not in EBF_SURFACE.key)

@@ -13,7 +13,8 @@ from event_frames import START, event_frame
 from pyspark.sql import SparkSession
 
 from dynamix.config import Config
-from dynamix.features.surfaces import surface_days, surface_windows
+from dynamix.declarations import StreamOptions
+from dynamix.features.surfaces import surface_days, surface_rows, surface_windows
 
 pytestmark = pytest.mark.spark
 DAY = 86400
@@ -69,6 +70,11 @@ def expected(rows: list[dict[str, Any]], *, end: int, length: int | None) -> dic
             )
             if usable:
                 cell["hist"][math.floor(4 * x)] += 1
+    spent: Counter[str] = Counter()
+    for (user, stream), cell in found.items():
+        spent[user] += 0 if stream.endswith("/*") else cell["sums"]["dwell_sum"]
+    for (user, _), cell in found.items():
+        cell["share"] = cell["sums"]["dwell_sum"] / spent[user] if spent[user] else None
     return found
 
 
@@ -79,6 +85,22 @@ def check(found: list[Any], wanted: dict[Any, dict[str, Any]]) -> None:
         assert {name: row[name] for name in cell["sums"]} == dict(cell["sums"])
         assert row.dwell_hist == dict(cell["hist"])
         assert row.last == cell["last"]
+        assert row.dwell_share == cell["share"]
+
+
+def test_a_user_without_dwell_has_no_share(spark: SparkSession) -> None:
+    rows = [
+        {"t": 0, "dwell_ms": 0},
+        {"t": 1},
+        {"t": DAY, "dwell_ms": 5},
+        {"t": DAY, "user_id": "v", "dwell_ms": 7},
+    ]
+    days = surface_days(event_frame(spark, rows), config=Config())
+    found = {(r.user_id, r.window_end.day, r.stream): r.dwell_share for r in days.collect()}
+    assert found == {
+        **{("u", 2, name): None for name in ("shop/view", "shop/*")},
+        **{(user, 3, name): 1.0 for user in "uv" for name in ("shop/view", "shop/*")},
+    }
 
 
 def collected(frame: Any, where: str) -> list[Any]:
@@ -119,3 +141,31 @@ def test_windows_are_sums_of_day_rows_with_a_half_life_of_seven_days(spark: Spar
         assert row.decayed_n == pytest.approx(total, abs=1e-4)
     assert {r.window_end for r in windows.select("window_end").distinct().collect()} == {run_date}
     assert isinstance(run_date, date)
+
+
+def test_declared_windows_and_half_lives_hold_for_their_stream_only(spark: SparkSession) -> None:
+    rows = random_events(5, days=40)
+    declared = {"shop/view": StreamOptions(windows=(3, 0), half_life_days=2)}
+    config = Config(streams=declared)
+    run_date = FIRST + timedelta(days=40)
+    found = surface_rows(event_frame(spark, rows), run_date, config=config).cache()
+    again = surface_windows(found, run_date, config=config)
+    for length in (3, 7, 28, 0):
+        wanted = expected(rows, end=40, length=length or None)
+        own = {
+            key: cell
+            for key, cell in wanted.items()
+            if (key[1] == "shop/view") == (length in (3, 0)) or length == 0
+        }
+        for frame in (found, again):
+            check(collected(frame, f"window_days = {length}"), own)
+    for row in found.where("window_days = 0").collect():
+        half = 2 if row.stream == "shop/view" else 7
+        total = sum(
+            2 ** -((39 - r["t"] // DAY) / half)
+            for r in rows
+            if r["user_id"] == row.user_id
+            and r["event_type"] != "impression"
+            and row.stream in (f"{r['surface']}/*", f"{r['surface']}/{r['event_type']}")
+        )
+        assert row.decayed_n == pytest.approx(total, abs=1e-4)

@@ -15,6 +15,7 @@ from pyspark.sql import SparkSession
 
 from dynamix.config import AttributionConfig, Config, HistoryConfig
 from dynamix.contracts import TRAINING_ROWS
+from dynamix.declarations import StreamOptions
 from dynamix.features.calendar import build_calendar
 from dynamix.features.conversions import label_impressions
 from dynamix.features.quotas import NO_LIMIT, apply_quotas, quota_table
@@ -169,3 +170,21 @@ def test_holdout_users_keep_everything_and_are_about_one_and_a_half_percent(spar
     )
     rows = training_rows(masks=masks, mask_version="m1", **{**given, **renamed}).where("holdout").collect()
     assert {len(r.hist_stream) for r in rows if r.part == "train"} == {4}
+
+
+@pytest.mark.spark
+def test_declared_lengths_and_attributes_shape_the_stored_history(spark: SparkSession) -> None:
+    declared = {
+        "a/view": StreamOptions(length=1, attributes=("dwell",)),
+        "b/view": StreamOptions(attributes=("item", "recency")),
+    }
+    config = CONFIG.model_copy(update={"streams": declared})
+    given = inputs(spark)
+    stats = spark.createDataFrame([], "user_id string, habit double")
+    events = event_columns(event_frame(spark, world()), given["streams"], stats, config)
+    rows = training_rows(masks=None, mask_version="keep-all", **{**given, "config": config, "events": events})
+    train = {r.impression_id: r for r in rows.collect()}["warm-train"]
+    assert train.hist_stream == [0, 1]  # the newest of a/view alone
+    assert (train.hist_item, train.hist_category) == ([None, "b0"], [None, None])
+    assert train.hist_dwell_bin == [1, 12]
+    assert train.hist_age_s == [None, pytest.approx(DAY / 2 - 300)]

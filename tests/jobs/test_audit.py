@@ -149,7 +149,7 @@ CORRUPTIONS = {
 }
 
 
-FURTHER = ("a ghost session with events", "an event that was not known")
+FURTHER = ("a ghost session", "a ghost session with events", "a dwell of 0", "an event that was not known")
 
 
 @pytest.mark.parametrize(

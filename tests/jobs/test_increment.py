@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from pyspark.sql import DataFrame, SparkSession
 from dynamix.config import Config, load_config
 from dynamix.contracts import EBF_SESSION, EBF_SURFACE, EVENTS, EVENTS_QUARANTINE, USER_STATS, Table
 from dynamix.errors import GuardError
+from dynamix.features.imputed import Imputed
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.baseline import Baseline, Mark, stored_mark
 from dynamix.jobs.context import Run, StepResult
@@ -120,11 +122,12 @@ def _differences(spark: SparkSession, left: Warehouse, right: Warehouse) -> dict
     return found
 
 
-def _fixed_baseline(monkeypatch: pytest.MonkeyPatch, place: Warehouse) -> None:
-    """The population's baseline is held fixed in the comparison (docs/faults.md D2)."""
+def _fixed_baseline(monkeypatch: pytest.MonkeyPatch, place: Warehouse, other: Warehouse) -> None:
+    """The population's baseline, session kinds among it, is held fixed in the comparison (docs/faults.md D2)."""
     mark = stored_mark(place)
-    assert mark is not None
+    assert mark is not None and mark.baseline.imputed_ms == {"feed/view": [1500]}
     monkeypatch.setattr("dynamix.jobs.ingest._fit_baseline", lambda *_: mark.baseline)
+    shutil.copytree(place.private / "session_kinds", other.private / "session_kinds")
 
 
 CONFIG = ("max_quarantined=0.5", "dwell.cap_quantile=0.9")
@@ -145,6 +148,8 @@ def test_day_by_day_equals_one_build(
 ) -> None:  # fmt: skip
     """Sessions across midnight, late events that bridge two of them, later copies, rows without a time."""
     config = load_config(settings=[*CONFIG, f"session.rule={rule}"])
+    constant = Imputed("feed/view", 1500, 30, 60)  # so few events prove none
+    monkeypatch.setattr("dynamix.jobs.ingest.find_imputed", lambda *_, **__: [constant])
     events = world(seed=seed)
     days = [FIRST.date() + k * DAY for k in steps]
     since: date | None = None
@@ -155,15 +160,15 @@ def test_day_by_day_equals_one_build(
             assert found.facts["days"], "an increment names the days that it rewrote"
         since = day
     daily = Warehouse(tmp_path / "daily")
-    _fixed_baseline(monkeypatch, daily)
     once = _run(spark, tmp_path / "once", days[-1], config)
+    _fixed_baseline(monkeypatch, daily, once.warehouse)
     _build(once, _source(spark, tmp_path / "raw", events.seen(None, days[-1])))
     assert _differences(spark, daily, once.warehouse) == {}
 
 
 def _state(until: date, *, rows: int, rows_new: int, since: date | None, fitted: date) -> Mark:
     start = datetime.combine(fitted - 7 * DAY, time())
-    baseline = Baseline("b", start, start + 7 * DAY, True, fitted, {})
+    baseline = Baseline("b", start, start + 7 * DAY, True, fitted, {}, {})
     return Mark(until, rows, rows, 0, rows_new, since, 1, baseline)
 
 

@@ -1,0 +1,158 @@
+"""`dynamix explain STREAM`: what a stream is and what lies in it, or why a segment keeps or drops it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyspark.sql import Row
+from pyspark.sql import functions as F
+
+from dynamix.contracts import MASKS
+from dynamix.declarations import Declaration, base_stream
+from dynamix.errors import ConfigError, GuardError
+from dynamix.features.dwell import ALL_STREAMS
+from dynamix.features.streams import stream_events
+from dynamix.jobs.baseline import stored_mark
+from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.features import seen_events
+
+_VERDICT = (
+    "verdict", "reason", "keep", "quota", "boost", "relevance", "relevance_lcb", "relevance_ucb", "positives", "tokens"
+)  # fmt: skip
+
+
+def explain(run: Run, stream: str, *, segment: str | None = None) -> StepResult:
+    """The stream's declaration and what the tables hold of it; with `segment` (id or name) the mask's verdict on it.
+
+    ConfigError (exit 2) for a stream or segment that does not exist, with the nearest names; GuardError (exit 4)
+    where the tables are not written yet.
+    """
+    rows = {str(r["stream"]): r for r in run.warehouse.read(run.spark, "streams").collect()}
+    if stream not in rows and stream not in run.config.streams:
+        raise ConfigError.unknown_name("stream", stream, sorted({*rows, *run.config.streams}))
+    found = _declared(run, stream, rows.get(stream)) if segment is None else _judged(run, stream, segment)
+    result = StepResult()
+    result.facts = {"explain": found, "text": "\n".join(_lines(found))}
+    return result
+
+
+def _declared(run: Run, stream: str, row: Row | None) -> dict[str, Any]:
+    """Declaration, row of `streams`, and counts of the stream's events before the run date."""
+    declaration = run.config.declaration(stream)
+    found: dict[str, Any] = {
+        "stream": stream,
+        "declared": "in the config" if declaration.declared else "by the data (no entry under `streams:`)",
+        "filter": declaration.events.text(),
+        "length": declaration.length,
+        "attributes": list(declaration.attributes),
+        "windows": [_window(days, declaration) for days in declaration.windows],
+        "columns": list(declaration.columns()),
+        "protected": declaration.protected,
+        "sensitive": declaration.sensitive,
+    }
+    names = ("stream_id", "first_seen", "is_conversion", "has_dwell", "mu", "sigma", "baseline_version")
+    found |= {name: None if row is None else row[name] for name in names}
+    return found | _contents(run, declaration) | _frozen(run, declaration)
+
+
+def _contents(run: Run, declaration: Declaration) -> dict[str, Any]:
+    """Rows in `events` and shares of the dwell statuses; of the stream without kind where the stream has one."""
+    base = base_stream(declaration.stream)
+    events = stream_events(seen_events(run), config=run.config).where(F.col("stream") == base)
+    counts = {
+        str(r["dwell_status"]): int(r["count"]) for r in events.groupBy("dwell_status").count().collect()
+    }
+    total = sum(counts.values())
+    return {
+        "counted": base,
+        "rows": total,
+        "dwell_statuses": {
+            name: n / total for name, n in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))
+        },
+    }
+
+
+def _frozen(run: Run, declaration: Declaration) -> dict[str, Any]:
+    """Caps and filled-in constants (ms) that `ingest` froze, by `surface/event_type` of the filter."""
+    mark = stored_mark(run.warehouse)
+    caps, imputed = (mark.baseline.caps_ms, mark.baseline.imputed_ms) if mark else ({}, {})
+    pairs = declaration.events.pairs | {declaration.events.own}
+    raw = sorted("/".join(pair) for pair in pairs)
+    capped = {name: caps.get(name, caps.get(ALL_STREAMS)) for name in raw}
+    return {"caps_ms": capped, "imputed_ms": {name: list(imputed[name]) for name in raw if name in imputed}}
+
+
+def _window(days: int, declaration: Declaration) -> str:
+    return f"{days}d" if days else f"all days, half-life {declaration.half_life_days}d"
+
+
+def _judged(run: Run, stream: str, segment: str) -> dict[str, Any]:
+    """The verdict of the current mask on the stream in a segment, a row for each tier it tells apart."""
+    masks = run.warehouse.read(run.spark, MASKS.name).where(F.col("run_date") <= F.lit(run.run_date))
+    version, status = _current(masks.select("mask_version", "status", "run_date", "seq").distinct().collect())
+    grid = masks.where(F.col("mask_version") == version)
+    known = {int(r["segment_id"]): str(r["segment_name"]) for r in
+             grid.select("segment_id", "segment_name").distinct().collect()}  # fmt: skip
+    segment_id = _segment(segment, known)
+    rows = (
+        grid.where((F.col("segment_id") == segment_id) & (F.col("stream") == stream))
+        .orderBy("tier")
+        .collect()
+    )
+    return {
+        "stream": stream,
+        "segment": segment_id,
+        "segment_name": known[segment_id],
+        "mask_version": version,
+        "status": status,
+        "tiers": {str(r["tier"]): {name: r[name] for name in _VERDICT} for r in rows},
+    }
+
+
+def _current(versions: Sequence[Row]) -> tuple[str, str]:
+    """The published version, else the newest proposed one; controls and retired ones judge nothing."""
+    for status in ("published", "proposed"):
+        own = [r for r in versions if r["status"] == status]
+        if own:
+            newest = max(own, key=lambda r: (r["run_date"], r["seq"], r["mask_version"]))
+            return str(newest["mask_version"]), status
+    raise GuardError(
+        "table 'masks' has no published or proposed version up to the run date; run `dynamix mask`"
+    )
+
+
+def _segment(asked: str, known: Mapping[int, str]) -> int:
+    """Id of a segment that was named by id or by name."""
+    for number, name in sorted(known.items()):
+        if asked in (str(number), name):
+            return number
+    raise ConfigError.unknown_name(
+        "segment", asked, [t for n, name in sorted(known.items()) for t in (str(n), name)]
+    )
+
+
+def _lines(found: Mapping[str, Any], indent: str = "") -> list[str]:
+    """`name: value` lines; nested mappings and long lists are indented below their name."""
+    width = max((len(name) for name, value in found.items() if not _nested(value)), default=0)
+    lines = []
+    for name, value in found.items():
+        if isinstance(value, Mapping) and value:
+            lines += [f"{indent}{name}", *_lines(value, indent + "  ")]
+        elif _nested(value):
+            lines += [f"{indent}{name}", *[f"{indent}  {item}" for item in value]]
+        else:
+            lines.append(f"{indent}{name:{width}}  {_said(value)}")
+    return lines
+
+
+def _nested(value: Any) -> bool:
+    return bool(value) and (isinstance(value, Mapping) or (isinstance(value, list) and len(value) > 6))
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "none" if value is None or value == {} else str(value)
