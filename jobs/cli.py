@@ -6,7 +6,7 @@ import json
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,18 @@ def _simulate(arguments: Namespace, outcome: Outcome) -> None:
         seed=arguments.seed,
     )
     outcome.facts = asdict(summary)
-    _say(arguments, f"wrote {arguments.out}: {outcome.facts}")
+    _say(arguments, f"wrote {arguments.out}", *_facts(outcome.facts))
+
+
+def _facts(facts: Mapping[str, Any]) -> list[str]:
+    """`name: value` lines, whole numbers with commas, a mapping in one line."""
+
+    def said(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{name} {said(one)}" for name, one in value.items())
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    return [f"  {name}: {said(value)}" for name, value in facts.items()]
 
 
 def _import(arguments: Namespace, outcome: Outcome) -> None:
@@ -90,7 +101,7 @@ def _import(arguments: Namespace, outcome: Outcome) -> None:
         arguments.dataset
     ]
     outcome.facts = asdict(importer(arguments.source, arguments.out))
-    _say(arguments, f"wrote {arguments.out}: {outcome.facts}")
+    _say(arguments, f"wrote {arguments.out}", *_facts(outcome.facts))
 
 
 def _init(arguments: Namespace, outcome: Outcome) -> None:

@@ -5,6 +5,8 @@ No request leaves the page and it needs no script. What was not measured is name
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -14,11 +16,13 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from dynamix.contracts import RUN_LOG, TABLES
 from dynamix.jobs import charts, heatmap
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.receipt import pct, receipt
 from dynamix.jobs.report_data import Arm, Channel, Curve, ReportData
 from dynamix.jobs.report_load import gather
+from dynamix.jobs.run_log import source_hash
 
 CURVES_PER_SEGMENT = 3
 
@@ -32,14 +36,21 @@ class Figure:
     note: str = ""
 
 
-def report(run: Run, *, out: Path | None = None, truth: Path | None = None) -> StepResult:
+def report(
+    run: Run, *, out: Path | None = None, truth: Path | None = None, unless_current: bool = False
+) -> StepResult:
     """Write `W/_dynamix/report.html` (or `out`) and a copy in the run's folder; whole or not at all.
 
-    `truth` is the folder of a simulated world, whose planted kinds then stand beside the verdicts.
+    `truth` is the folder of a simulated world, whose planted kinds then stand beside the verdicts. With
+    `unless_current` a page of the same tables, config and code stays, and its facts are given back.
     An empty warehouse gives a page that says so. `facts`: `report` (path), `receipt`, `text`, `heatmap`.
     """
-    data = gather(run, truth=truth)
     target = (out or run.warehouse.private / "report.html").absolute()
+    key = _inputs(run, truth)
+    if unless_current and (found := _current(target, key)) is not None:
+        run.note("report: skipped, the page shows these tables")
+        return found
+    data = gather(run, truth=truth)
     write_whole(target, render(data))
     copy = run.folder / "report.html"
     if copy != target:
@@ -52,7 +63,33 @@ def report(run: Run, *, out: Path | None = None, truth: Path | None = None) -> S
     facts["text"] = "\n".join(
         ["", "RECEIPT", *[f"- {line}" for line in lines], "", f"report: {target}", *model]
     )
-    return StepResult(verdicts=heatmap.counts(data.cells) if data.cells else {}, facts=facts)
+    verdicts = heatmap.counts(data.cells) if data.cells else {}
+    note = {"inputs": key, "verdicts": verdicts, "facts": facts}
+    write_whole(_note(target), json.dumps(note, indent=1))
+    return StepResult(verdicts=verdicts, facts=facts)
+
+
+def _inputs(run: Run, truth: Path | None) -> str:
+    """Hash of what the page depends on; the run log, which each run writes, is left out."""
+    names = sorted(set(TABLES) - {RUN_LOG.name})
+    versions = {name: run.warehouse.version(run.spark, name) for name in names}
+    parts = [versions, run.config.digest(), str(run.run_date), source_hash(), str(truth)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _note(page: Path) -> Path:
+    """What stands beside a page: its inputs and facts."""
+    return page.with_suffix(".json")
+
+
+def _current(page: Path, key: str) -> StepResult | None:
+    """The facts of a page with these inputs; None where there is no such page."""
+    if not page.is_file() or not _note(page).is_file():
+        return None
+    note = json.loads(_note(page).read_text(encoding="utf-8"))
+    if note["inputs"] != key:
+        return None
+    return StepResult(verdicts=note["verdicts"], facts=note["facts"])
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from dynamix.jobs.features import features
 from dynamix.jobs.ingest import ingest
 from dynamix.jobs.mask import mask
 from dynamix.jobs.report import report
-from dynamix.jobs.run_log import Step, fingerprint, is_done, record
+from dynamix.jobs.run_log import Entry, Step, fingerprint, is_done, record
 from dynamix.jobs.score import score
 from dynamix.jobs.segment import segment
 from dynamix.jobs.train import train
@@ -58,33 +58,38 @@ STEPS: dict[str, Step] = {
 }
 
 
-def execute(run: Run, verb: str, *, skip: bool, source: str | None = None, **options: Any) -> StepResult:
-    """Run one step, or skip it; its row of the run log is written either way, also when it fails."""
+def execute(
+    run: Run, verb: str, *, skip: bool, source: str | None = None, skips: list[Entry] | None = None,
+    **options: Any,
+) -> StepResult:  # fmt: skip
+    """Run one step, or skip it; its row of the run log is written either way, also when it fails.
+
+    With `skips` the row of a skipped step waits there for the next one that is written: one commit instead of many.
+    """
     step = STEPS[verb]
     given = (f"{k}={v}" for k, v in options.items() if v)  # an option that is off is an option not given
     mark = fingerprint(run, step, source=source, extra=given)
     if skip and is_done(run, step, mark):
         run.note(f"{verb}: skipped, inputs, config and code unchanged")
         skipped = StepResult(skipped=[verb])
-        record(run, step, status="skipped", mark=mark, result=skipped, seconds=0.0)
+        entry = Entry(step, "skipped", mark, skipped)
+        if skips is None:
+            record(run, [entry])
+        else:
+            skips.append(entry)
         return skipped
+    waiting = [] if skips is None else skips
     run.note(f"{verb}: started")
     start = time.monotonic()
     try:
         result = step.action(run, **({"events": source} if source else {}), **options)
     except DynamixError as trouble:
-        record(
-            run,
-            step,
-            status="failed",
-            mark=mark,
-            result=StepResult(),
-            seconds=time.monotonic() - start,
-            message=trouble.message,
-        )
+        seconds = time.monotonic() - start
+        record(run, [*waiting, Entry(step, "failed", mark, StepResult(), seconds, trouble.message)])
         raise
     seconds = time.monotonic() - start
-    record(run, step, status="done", mark=mark, result=result, seconds=seconds)
+    record(run, [*waiting, Entry(step, "done", mark, result, seconds)])
+    waiting.clear()
     run.note(f"{verb}: done in {seconds:.1f} s")
     return result
 
@@ -96,11 +101,14 @@ def run_all(run: Run, *, events: str, truth: Path | None = None, **options: Any)
         "ingest": {k: v for k, v in options.items() if k in {"allow_empty", "rebuild"}},
         "train": {"truth": truth} if truth else {},
     }
+    skips: list[Entry] = []
     for verb in STEPS:
         source = events if verb == "ingest" else None
-        merge(total, execute(run, verb, skip=True, source=source, **per_verb.get(verb, {})))
+        merge(total, execute(run, verb, skip=True, source=source, skips=skips, **per_verb.get(verb, {})))
+    if skips:
+        record(run, skips)
     planted = truth if truth is not None and (truth.parent / "truth_cells").exists() else None
-    merge(total, report(run, truth=planted))
+    merge(total, report(run, truth=planted, unless_current=total.skipped == list(STEPS)))
     return total
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -111,19 +111,37 @@ def is_done(run: Run, step: Step, mark: str) -> bool:
     return bool(last) and last[0]["fingerprint"] == mark
 
 
-def record(
-    run: Run, step: Step, *, status: str, mark: str, result: StepResult, seconds: float, message: str = ""
-) -> None:
-    """Write the step's row of this run (replacing an earlier one of the same run and step)."""
+@dataclass(frozen=True)
+class Entry:
+    """What the run log says of a step of a run."""
+
+    step: Step
+    status: str
+    mark: str
+    result: StepResult
+    seconds: float = 0.0
+    message: str = ""
+
+
+def record(run: Run, entries: Sequence[Entry]) -> None:
+    """Write the rows of some steps of this run (replacing earlier ones of the same run and steps), in one commit."""
+    frame = run.spark.createDataFrame([_row(run, entry) for entry in entries], RUN_LOG.ddl())
+    steps = ", ".join(f"'{entry.step.verb}'" for entry in entries)
+    where = f"run_id = '{run.run_id}' AND step IN ({steps})"
+    run.warehouse.replace(run.spark, RUN_LOG, frame, where=where, empty=not entries)
+
+
+def _row(run: Run, entry: Entry) -> tuple[object, ...]:
+    step, result = entry.step, entry.result
     counters = {name: float(value) for name, value in {**result.counters, **result.metrics}.items()}
     inputs = {name: content_id(run.spark, run.warehouse, name) for name in step.reads}
-    values = (
+    return (
         run.run_id,
         step.verb,
         run.run_date,
-        status,
+        entry.status,
         run.config.digest(),
-        mark,
+        entry.mark,
         inputs,
         {name: str(version) for name, version in result.tables.items()},
         result.counters.get("rows_read"),
@@ -131,13 +149,10 @@ def record(
         result.counters.get("rows_deduplicated"),
         result.counters.get("rows_quarantined"),
         counters,
-        seconds,
-        message,
+        entry.seconds,
+        entry.message,
         datetime.now(UTC).replace(tzinfo=None),
     )
-    frame = run.spark.createDataFrame([values], RUN_LOG.ddl())
-    where = f"run_id = '{run.run_id}' AND step = '{step.verb}'"
-    run.warehouse.replace(run.spark, RUN_LOG, frame, where=where)
 
 
 def history(run: Run) -> DataFrame:

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
@@ -79,7 +80,7 @@ def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:
         return audit(run, users=arguments.users, seed=arguments.seed)
     if verb == "explain":
         return explain(run, arguments.stream, segment=arguments.segment)
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     for name in ("allow_empty", "rebuild", "given", "truth", "model"):
         value = getattr(arguments, name, None)
         if value:

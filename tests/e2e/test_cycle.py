@@ -195,6 +195,8 @@ def test_a_second_run_changes_no_table_and_names_what_it_skips(
     again = open_world(spark, world, run.warehouse.root, *SMALL)
     result = run_all(again, events=str(world), truth=world / "truth_impressions")
     assert result.skipped == list(STEPS)
+    log = run.warehouse.read(spark, "run_log").where(F.col("run_id") == again.run_id)
+    assert sorted((r["step"], r["status"]) for r in log.collect()) == sorted((s, "skipped") for s in STEPS)
     assert {n: run.warehouse.version(spark, n) for n in names} == before
 
 

@@ -62,6 +62,25 @@ def test_an_empty_warehouse_ends_in_a_page_that_says_so(spark: SparkSession, tmp
     assert result.verdicts == {}
 
 
+def test_a_page_of_the_same_tables_stays_and_gives_its_facts_back(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    run = open_run(spark, tmp_path / "w")
+    put(run, MASKS, [mask_row("m20240212-a", 0, "a/x", "drop")])
+    first = report(run)
+    page = tmp_path / "w" / "_dynamix" / "report.html"
+    page.write_text("stays", encoding="utf-8")
+    again = report(run, unless_current=True)
+    assert (again.facts, again.verdicts) == (first.facts, first.verdicts) and again.verdicts
+    assert page.read_text(encoding="utf-8") == "stays"
+    put(run, MASKS, [mask_row("m20240212-b", 1, "a/x", "keep")])
+    changed = report(run, unless_current=True)
+    assert changed.verdicts != first.verdicts and page.read_text(encoding="utf-8") != "stays"
+    page.unlink()
+    report(run, unless_current=True)
+    assert page.is_file()
+
+
 def test_the_newest_version_its_statistics_and_its_truth_reach_the_page(
     spark: SparkSession, tmp_path: Path
 ) -> None:
