@@ -131,9 +131,14 @@ class Warehouse:
         return values
 
     def create(self, spark: SparkSession, table: Table, *, definition: str = "") -> None:
-        """Create the table from its contract if absent. ConfigError if another definition wrote it."""
+        """Create the table from its contract if absent. ConfigError if another definition or contract made it."""
         if self.exists(spark, table.name):
-            self._same_definition(spark, table.name, definition)
+            made = self._properties(spark, table.name)
+            stored = made.get("dynamix.config_hash", "")
+            if definition and stored and stored != definition:
+                raise ConfigError.other_definition(table.name, stored, definition)
+            if made.get("dynamix.contract", "") not in ("", contract_digest(table)):
+                raise ConfigError.other_contract(table.name, self.path(table.name))
             return
         builder = DeltaTable.createIfNotExists(spark).location(self.path(table.name)).comment(table.comment)
         builder = builder.addColumns(_schema(spark, table))
@@ -146,17 +151,21 @@ class Warehouse:
                 builder = builder.property(f"delta.constraints.{column.name}_check", column.check)
         _retry(lambda: builder.execute())
 
-    def _same_definition(self, spark: SparkSession, name: str, definition: str) -> None:
-        stored = self.definition(spark, name)
-        if definition and stored and stored != definition:
-            raise ConfigError.other_definition(name, stored, definition)
-
     def definition(self, spark: SparkSession, name: str) -> str:
         """Hash of the config that created the table, empty where none was stored."""
-        if not self.exists(spark, name):
-            return ""
+        return (
+            self._properties(spark, name).get("dynamix.config_hash", "") if self.exists(spark, name) else ""
+        )
+
+    def _properties(self, spark: SparkSession, name: str) -> dict[str, str]:
+        """Properties of a table, from the newest commit that states them; where none is kept, by a Spark job."""
+        for path in reversed(self._commits(name)):
+            with path.open(encoding="utf-8") as lines:
+                for line in lines:
+                    if line.startswith('{"metaData"'):
+                        return dict(json.loads(line)["metaData"].get("configuration", {}))
         detail = DeltaTable.forPath(spark, self.path(name)).detail().select("properties").collect()
-        return str(dict(detail[0]["properties"]).get("dynamix.config_hash", ""))
+        return dict(detail[0]["properties"])
 
     def drop(self, name: str) -> None:
         """Remove the table's folder; only `--rebuild` does this."""

@@ -52,7 +52,7 @@ EXTRA_ACTIONS = {
     "features/quality.py gate": "the gate is one aggregate row, which Great Expectations judges",
     "features/raw.py _demand_unit": "one example value for the sentence of an error",
     "features/tables.py Warehouse.data_version": "one row of the Delta log",
-    "features/tables.py Warehouse.definition": "one row of table properties",
+    "features/tables.py Warehouse._properties": "one row of table properties",
     "features/tables.py Warehouse.replace": "the writer: refuses an empty frame, then writes",
     "features/tables.py content_hash": "256 hashes of a table, for reports and tests",
     "features/training.py training_rows": "the stream ids, tens of rows, travel in the kernel's closure",

@@ -41,6 +41,13 @@ class ConfigError(DynamixError):
         )
 
     @classmethod
+    def other_contract(cls, table: str, path: str) -> ConfigError:
+        return cls(
+            f"table {table!r} was made by a version of DynamiX with other columns or another key; use another "
+            f"--warehouse, or remove {path} (its rows are lost) and run the step that writes it"
+        )
+
+    @classmethod
     def unknown_version(cls, what: str, value: str, known: Sequence[str]) -> ConfigError:
         listed = ", ".join(known) if known else "none yet"
         return cls(f"{what} {value!r} does not exist; known: {listed}")

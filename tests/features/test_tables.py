@@ -78,6 +78,27 @@ def test_another_definition_is_refused(spark: SparkSession, tmp_path: Path) -> N
         warehouse.replace(spark, THING, things(spark, ("a", 1, 1.0)), definition="two")
 
 
+@pytest.mark.parametrize("cleaned", [False, True])
+def test_a_table_of_another_contract_is_refused_with_the_way_out(
+    spark: SparkSession, tmp_path: Path, cleaned: bool
+) -> None:
+    warehouse = Warehouse(tmp_path)
+    warehouse.replace(spark, THING, things(spark, ("a", 1, 1.0)))
+    place = f"delta.`{warehouse.path(THING.name)}`"
+    told = "'dynamix.contract' = 'of-last-year', 'delta.checkpointInterval' = '1'"
+    spark.sql(f"ALTER TABLE {place} SET TBLPROPERTIES ({told})")
+    if cleaned:  # a log that begins with a checkpoint does not state the properties any more
+        things(spark, ("c", 3, 1.0)).write.format("delta").mode("append").save(warehouse.path(THING.name))
+        log = tmp_path / THING.name / "_delta_log"
+        assert list(log.glob("*3.checkpoint*.parquet"))
+        for commit in sorted(log.glob("*.json"))[:-1]:
+            commit.unlink()
+    before = warehouse.version(spark, THING.name)
+    with pytest.raises(ConfigError, match=r"other columns or another key.*remove") as refused:
+        warehouse.replace(spark, THING, things(spark, ("b", 2, 1.0)))
+    assert refused.value.exit_code == 2 and warehouse.version(spark, THING.name) == before
+
+
 def test_files_are_those_of_the_pinned_version_and_partition_only(
     spark: SparkSession, tmp_path: Path
 ) -> None:
