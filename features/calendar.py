@@ -37,6 +37,15 @@ _SHORT = {
 }
 
 
+DAY_US = 86_400_000_000
+"""Microseconds of a UTC day."""
+
+
+def days_since_1970(day: date) -> int:
+    """Whole days from 1970-01-01 to the day."""
+    return (day - date(1970, 1, 1)).days
+
+
 def midnight(day: date) -> datetime:
     """00:00 of the day, naive UTC."""
     return datetime.combine(day, time())

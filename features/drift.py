@@ -19,8 +19,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from dynamix.config import DriftConfig
+from dynamix.features.calendar import DAY_US
 from dynamix.features.events import stream_name
-from dynamix.features.instants import DAY_US
 from dynamix.features.streams import log_dwell
 from dynamix.features.timeline import codes, whole_users
 

@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 
 from dynamix.config import Config
 from dynamix.contracts import EBF_SESSION, EBF_SURFACE
+from dynamix.features.calendar import days_since_1970
 from dynamix.features.engine_hot import HotUsers
 from dynamix.features.engine_parts import from_block, join_days, join_parts, part_table, to_block
 from dynamix.features.events import takes_part
@@ -33,7 +34,6 @@ _SESSION = ", ".join(f"{column.name} {column.sql_type}" for column in EBF_SESSIO
 _RESULT = {"session": f"{_SESSION}, _first bigint, _part bigint", "surface": SURFACE_SCHEMA}
 _PACKED = "kind string, block binary"
 _BATCH = 50_000
-_EPOCH = date(1970, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,9 @@ def ebf_tables(
     `hot` (from `hot_users` on these events) spreads such users over tasks; the rows are the same without it.
     """
     reading = reading_of(events, config)
-    kernel = Kernel(reading, None if run_date is None else (run_date - _EPOCH).days, hot, window_plan(config))
+    kernel = Kernel(
+        reading, None if run_date is None else days_since_1970(run_date), hot, window_plan(config)
+    )
 
     def run(batches: Iterator[Any]) -> Iterator[Any]:
         for table in whole_users(batches, by="key"):
@@ -160,7 +162,7 @@ def surface_frame(events: DataFrame, *, config: Config, run_date: date | None = 
         none = {"event_seq": F.lit(None).cast("bigint"), "event_id": F.lit(None).cast("string")}
         here = {"ingest_ts": F.col("event_ts"), "session_start": F.col("event_ts"), "session_id": F.lit("")}
         events = events.drop("source_session_id").withColumns(none | here)
-    end = None if run_date is None else (run_date - _EPOCH).days
+    end = None if run_date is None else days_since_1970(run_date)
     kernel = Kernel(reading_of(events, config), end, plan=window_plan(config))
 
     def run(batches: Iterator[Any]) -> Iterator[Any]:

@@ -18,7 +18,8 @@ from pyspark.sql import functions as F
 from dynamix.config import Config
 from dynamix.errors import GuardError
 from dynamix.features.events import takes_part
-from dynamix.features.fragments import ABSENT, Border, Ints, Spans, border, merge_spans, spans
+from dynamix.features.fragments import ABSENT, Border, Spans, border, merge_spans, spans
+from dynamix.features.numbers import Ints
 from dynamix.features.timeline import codes
 
 HOT_ROWS = 1_000_000

@@ -16,8 +16,9 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StringType, StructTy
 from dynamix.config import Config
 from dynamix.contracts import ID_COLUMNS
 from dynamix.errors import InputError
+from dynamix.features.calendar import DAY_US
 from dynamix.features.copies import CANONICAL, KEPT, judge_copies, quarantine_rows
-from dynamix.features.instants import DAY_US, day_sql, quoted, seen_before, seen_us, time_trouble, valid_times
+from dynamix.features.instants import day_sql, quoted, seen_before, seen_us, time_trouble, valid_times
 from dynamix.features.raw import ATTRIBUTES, CORRUPT
 from dynamix.features.row_text import JSON, ordered, row_hash, whole_row
 

@@ -13,10 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from dynamix.features.numbers import Bools, Ints, latest_so_far
 
 ABSENT = np.iinfo(np.int64).min
 """In place of an instant: there is none."""
@@ -83,9 +81,7 @@ def merge_spans(parts: list[Spans], *, gap_us: int) -> Spans:
         return Spans(line, start, end)
     order = np.lexsort((start, line))
     line, start, end = line[order], start[order], end[order]
-    base, width = int(start.min()), int(end.max()) - int(start.min()) + 1
-    dense = np.cumsum(np.concatenate([[False], line[1:] != line[:-1]]), dtype=np.int64)
-    latest = np.maximum.accumulate(dense * width + (end - base)) - dense * width + base
+    latest = latest_so_far(line, end)
     opens = np.concatenate([[True], (line[1:] != line[:-1]) | (start[1:] - latest[:-1] > gap_us)])
     rows = np.flatnonzero(opens)
     last = np.append(rows[1:], len(line)) - 1

@@ -11,13 +11,12 @@ from datetime import datetime
 from pyspark.sql import DataFrame
 from pyspark.sql.types import DataType, NullType, StringType, TimestampNTZType, TimestampType
 
-from dynamix.features.calendar import since_1970
+from dynamix.features.calendar import DAY_US, since_1970
 
 TIME_COLUMNS = ("event_ts", "ingest_ts")
 MICROS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 EARLIEST_US = 31_536_000_000_000  # 1971-01-01 00:00
 LATEST_US = 4_102_444_800_000_000  # 2100-01-01 00:00, exclusive
-DAY_US = 86_400_000_000
 BARE_NUMBER = "a bare number"
 """In the hint of a time in text that only a declared unit can read."""
 

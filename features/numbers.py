@@ -36,3 +36,16 @@ def add_up(place: Ints, values: Ints, size: int) -> Ints:
 def first_of_runs(ordered: Ints) -> Ints:
     """Where each run of equal neighbours begins."""
     return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+
+
+def latest_so_far(line: Ints, instant: Ints) -> Ints:
+    """Running maximum of `instant` within runs of equal `line`; both (N,), N >= 1, equal lines side by side."""
+    base, width = int(instant.min()), int(instant.max()) - int(instant.min()) + 1
+    run = np.cumsum(np.concatenate([[False], line[1:] != line[:-1]]), dtype=np.int64) * width
+    return np.asarray(np.maximum.accumulate(run + (instant - base)) - run + base)
+
+
+def tied_rows(tied: Bools) -> tuple[Ints, Ints]:
+    """(places of rows that equal a neighbour, number of each one's group); tied (N-1,): row i equals row i + 1."""
+    inside = np.flatnonzero(np.concatenate([tied, [False]]) | np.concatenate([[False], tied]))
+    return inside, np.cumsum(np.concatenate([[True], ~tied]))[inside]

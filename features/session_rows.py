@@ -16,11 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dynamix.contracts import EBF_SESSION
+from dynamix.features.calendar import DAY_US
 from dynamix.features.grid import GRID
-from dynamix.features.numbers import Bools, Ints, add_up, distinct, first_of_runs
+from dynamix.features.numbers import Bools, Ints, add_up, distinct, first_of_runs, latest_so_far, tied_rows
 from dynamix.features.user_block import Block, Names
 
-_DAY_US = 86_400_000_000
 _NEVER = np.iinfo(np.int64).max
 SUMS = ("n_events", "dwell_sum_ms", "n_censored", "conversions", "n_transitions")
 KEYS = ("user", "first", "part", "source", "id")
@@ -164,7 +164,7 @@ def session_table(sessions: Sessions, names: Names, *, gap_us: int, given: bool)
         "capped_length": pa.array(_was_cut(user, source, start, end, gap_us, given)),
         "source_session_id": _optional(names.sources, source),
         "session_kind": pa.nulls(rows, pa.string()),
-        "session_date": pa.array((start // _DAY_US).astype(np.int32)).cast(pa.date32()),
+        "session_date": pa.array((start // DAY_US).astype(np.int32)).cast(pa.date32()),
     }
     table = pa.table({name: columns[name] for name in EBF_SESSION.names})
     return table.append_column("_first", pa.array(first)).append_column("_part", pa.array(part))
@@ -179,8 +179,7 @@ def _in_order(sessions: Sessions, names: Names, given: bool) -> Sessions:
     order = np.lexsort((start, user))
     tied = (user[order][1:] == user[order][:-1]) & (start[order][1:] == start[order][:-1])
     if tied.any():  # given sessions alone can start together
-        inside = np.flatnonzero(np.concatenate([tied, [False]]) | np.concatenate([[False], tied]))
-        group = np.cumsum(np.concatenate([[True], ~tied]))[inside]
+        inside, group = tied_rows(tied)
         texts = [_session_id(sessions.keys[row], names, given) for row in order[inside]]
         rank = np.argsort(np.argsort(texts, kind="stable"), kind="stable")
         order[inside] = order[inside][np.lexsort((rank, group))]
@@ -238,9 +237,7 @@ def _gaps(user: Ints, start: Ints, end: Ints) -> tuple[Ints, Bools]:
     """Milliseconds since the latest end of the user's earlier sessions, at least 0, and where there are any."""
     if not len(user):
         return user, np.zeros(0, dtype=bool)
-    base, width = int(end.min()), int(end.max()) - int(end.min()) + 1
-    dense = np.cumsum(np.concatenate([[False], user[1:] != user[:-1]]), dtype=np.int64)
-    latest = np.maximum.accumulate(dense * width + (end - base)) - dense * width + base
+    latest = latest_so_far(user, end)
     has = np.concatenate([[False], user[1:] == user[:-1]])
     before = np.concatenate([[start[0]], latest[:-1]])
     return np.maximum((start - before) // 1000, 0), has

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dynamix.contracts import EBF_SURFACE
+from dynamix.features.calendar import DAY_US
 from dynamix.features.dwell import BINS_PER_E
 from dynamix.features.grid import on_grid
 from dynamix.features.numbers import Bools, Ints, add_up, distinct, first_of_runs
@@ -25,7 +26,6 @@ from dynamix.features.window_plan import WindowPlan
 _SUMS = ("n", "dwell_sum", "n_dwell", "n_censored", "conversions")
 _REALS = ("z_sum", "z_sq_sum", "decayed_n")
 _MAX_BINS = 256  # ln of the largest dwell, 9e15 ms, ends in bin 146
-_DAY_US = 86_400_000_000
 
 Reals = npt.NDArray[np.float64]
 
@@ -74,7 +74,7 @@ def day_rows(block: Block) -> tuple[Rows, Any]:
             none, none, none, np.zeros((0, 5), np.int64), np.zeros((0, 3)), none, none, none, none
         ), names
     streams = len(block.names.streams)
-    day = block.us // _DAY_US
+    day = block.us // DAY_US
     low, days = int(day.min()), int(day.max()) - int(day.min()) + 1
     held, of_day = distinct(block.user * days + (day - low), (int(block.user.max()) + 1) * days)
     cells, cell = distinct(of_day * streams + block.stream, len(held) * streams)

@@ -16,12 +16,11 @@ from pyspark.sql import functions as F
 
 from dynamix.config import Config
 from dynamix.contracts import EBF_SURFACE
+from dynamix.features.calendar import days_since_1970
 from dynamix.features.engine import SURFACE_SCHEMA, surface_frame
 from dynamix.features.surface_sums import fold, stored_rows, surface_table, windows
 from dynamix.features.timeline import whole_users
 from dynamix.features.window_plan import WindowPlan, window_plan
-
-_EPOCH = date(1970, 1, 1)
 
 
 def surface_days(events: DataFrame, *, config: Config) -> DataFrame:
@@ -41,7 +40,7 @@ def surface_windows(days: DataFrame, run_date: date, *, config: Config | None = 
     from the day's end to the run date, 7 or the declared half-life; `dwell_share` as for a day; all else are plain
     sums. Day rows that end after the run date are ignored; a user without a day in a window has no row.
     """
-    end = (run_date - _EPOCH).days
+    end = days_since_1970(run_date)
     plan = WindowPlan() if config is None else window_plan(config)
     known = days.where((F.col("window_days") == 1) & (F.col("window_end") <= F.lit(run_date)))
 

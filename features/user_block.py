@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from dynamix.features.engine_hot import HotUsers
 from dynamix.features.fragments import Border, Rule, mark
-from dynamix.features.numbers import Bools, Ints, distinct
+from dynamix.features.numbers import Bools, Ints, distinct, tied_rows
 from dynamix.features.timeline import codes
 
 USABLE, CENSORED, BAD = 1, 2, 4
@@ -204,8 +204,7 @@ def _order(line: Ints, us: Ints, table: Any) -> Ints:
 
 def _break_ties(order: Ints, tied: Bools, table: Any) -> None:
     """Order the rows of one instant by what else an event has."""
-    inside = np.flatnonzero(np.concatenate([tied, [False]]) | np.concatenate([[False], tied]))
-    group = np.cumsum(np.concatenate([[True], ~tied]))[inside]
+    inside, group = tied_rows(tied)
     rows = order[inside]
     seq, has_seq = _filled(table.column("seq"), rows)
     ids = table.column("event_id").combine_chunks().take(pa.array(rows))

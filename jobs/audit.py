@@ -19,12 +19,12 @@ from pyspark.sql import functions as F
 from dynamix.contracts import RUN_LOG
 from dynamix.errors import GuardError
 from dynamix.features import oracle
-from dynamix.features.calendar import Calendar, Period, since_1970
+from dynamix.features.calendar import Calendar, Period, days_since_1970, since_1970
 from dynamix.features.comparison import Row, Shape, differences
 from dynamix.features.conversions import longest_window_s
 from dynamix.features.oracle import Event, Kinds
 from dynamix.features.oracle_tables import ebf_session, residuals, surface_table, user_stats
-from dynamix.jobs.audit_checks import balance, habit_shrinkage, leakage
+from dynamix.jobs.audit_checks import balance, caps, habit_shrinkage, leakage
 from dynamix.jobs.audit_rows import as_logged, compared, plain_rows
 from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run, StepResult
@@ -55,7 +55,8 @@ class Sample:
 def audit(run: Run, *, users: int = USERS, seed: int = 0) -> StepResult:
     """Compare the stored tables with the rules. Writes nothing.
 
-    Balance: rows read = kept + deduplicated + quarantined, and the tables hold as many. Leakage: no event of a
+    Balance: rows read = kept + deduplicated + quarantined, and the tables hold as many. Caps: no dwell lies above the
+    one frozen for its stream. Leakage: no event of a
     history at or after its impression less the embargo, none that was not known then, no label that matures
     after its part. Equality: every event and feature row of `users` users (by a hash with `seed`), every column
     that has a rule in plain Python. Tables are taken as of the newest finished `features` run. GuardError (exit 4)
@@ -63,7 +64,12 @@ def audit(run: Run, *, users: int = USERS, seed: int = 0) -> StepResult:
     """
     run = replace(run, run_date=_as_of(run))
     calendar = cycle_calendar(run, seen_events(run))
-    lines = [f"audit as of run date {run.run_date}, seed {seed}", *balance(run), *leakage(run, calendar)]
+    lines = [
+        f"audit as of run date {run.run_date}, seed {seed}",
+        *balance(run),
+        *caps(run),
+        *leakage(run, calendar),
+    ]
     sample = _draw(run, users, seed, lines)
     result = StepResult(counters={"users": len(sample.users), "events": len(sample.stored)})
     sessions = len({event["session_id"] for event in sample.settled} - {None})
@@ -74,7 +80,7 @@ def audit(run: Run, *, users: int = USERS, seed: int = 0) -> StepResult:
     expected: dict[str, list[Any]] = {
         "events": sample.settled,
         "ebf_session": ebf_session(sample.seen, run.config),
-        "ebf_surface": surface_table(sample.seen, run.config, run_day=_day(run.run_date)),
+        "ebf_surface": surface_table(sample.seen, run.config, run_day=days_since_1970(run.run_date)),
         "user_stats": _user_stats(run, sample, calendar),
     }
     for table, rows in expected.items():
@@ -105,10 +111,10 @@ def _draw(run: Run, users: int, seed: int, lines: list[str]) -> Sample:
     names = tuple(sorted(row["user_id"] for row in picked if row["n"] <= MAX_EVENTS))
     stored = plain_rows(_of(run, "events", names))
     mark = stored_mark(run.warehouse)
-    caps, constants = (mark.baseline.caps_ms, mark.baseline.imputed_ms) if mark else ({}, {})
-    settled = oracle.settle(as_logged(stored), run.config, caps=caps, constants=constants)
+    frozen, constants = (mark.baseline.caps_ms, mark.baseline.imputed_ms) if mark else ({}, {})
+    settled = oracle.settle(as_logged(stored), run.config, caps=frozen, constants=constants)
     settled = [event | {"event_date": event["event_ts"] // oracle.DAY_US} for event in settled]
-    end_us = _day(run.run_date) * oracle.DAY_US
+    end_us = days_since_1970(run.run_date) * oracle.DAY_US
     seen = [event for event in settled if max(event["event_ts"], event["ingest_ts"]) < end_us]
     return Sample(names, stored, settled, seen)
 
@@ -257,7 +263,3 @@ def _refuse_unknown_then(
 def _single(value: float) -> float:
     """The value in single precision, as the table holds it."""
     return float(struct.unpack("f", struct.pack("f", value))[0])
-
-
-def _day(when: date) -> int:
-    return (when - _EPOCH.date()).days

@@ -1,4 +1,4 @@
-"""Checks of `audit` over all rows: balance of counts, leakage into histories and labels, the habits' shrinkage."""
+"""Checks of `audit` over all rows: balance of counts, caps, leakage into histories and labels, the habits' shrinkage."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pyspark.sql import functions as F
 from dynamix.contracts import RUN_LOG
 from dynamix.errors import GuardError
 from dynamix.features.calendar import Calendar, Period, since_1970
+from dynamix.features.dwell import ALL_STREAMS
+from dynamix.features.events import stream_name
 from dynamix.features.streams import declared_stream
 from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run
@@ -27,6 +29,27 @@ def balance(run: Run) -> list[str]:
     = sum of n_events over `ebf_session`; events of streams = sum of n over the day rows of `ebf_surface`.
     """
     return [_equation(*sides) for sides in (*_logged(run), *_summed(run))]
+
+
+def caps(run: Run) -> list[str]:
+    """All capped dwells are the cap that was frozen for their stream, and none lies above; GuardError where not."""
+    mark = stored_mark(run.warehouse)
+    if mark is None:
+        return []
+    frozen = mark.baseline.caps_ms
+    capped = F.when(F.col("dwell_status") == "capped", F.col("dwell_ms"))
+    genuine = F.when(F.col("dwell_status") != "imputed", F.col("dwell_ms"))
+    found = run.warehouse.read(run.spark, "events").groupBy(stream_name().alias("stream"))
+    limits = [F.min(capped).alias("low"), F.max(capped).alias("high"), F.max(genuine).alias("most")]
+    for row in found.agg(*limits).collect():
+        cap = frozen.get(row["stream"], frozen.get(ALL_STREAMS))
+        other = {row["low"], row["high"]} - {cap, None}
+        if other or (cap is not None and row["most"] is not None and row["most"] > cap):
+            raise GuardError(
+                f"audit: table 'events', stream {row['stream']!r}: capped dwells are {row['low']} to {row['high']} ms, "
+                f"the longest dwell {row['most']} ms, the frozen cap {cap} ms; run `dynamix ingest` anew"
+            )
+    return [f"caps: {len(frozen)} frozen, no capped dwell differs from them and none lies above"]
 
 
 def _equation(left: str, have: int, right: str, want: int) -> str:

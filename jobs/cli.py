@@ -88,6 +88,8 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
     def said(value: Any) -> str:
         if isinstance(value, Mapping):
             return ", ".join(f"{name} {said(one)}" for name, one in value.items())
+        if isinstance(value, float):
+            return f"{value:.6g}"
         return f"{value:,}" if isinstance(value, int) else str(value)
 
     return [f"  {name}: {said(value)}" for name, value in facts.items()]

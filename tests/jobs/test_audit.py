@@ -105,6 +105,12 @@ def _dwell_zero(run: Run) -> None:
     _table(run, "events").update(own, {"dwell_ms": F.lit(0).cast("bigint")})
 
 
+def _above_cap(run: Run) -> None:
+    known = run.warehouse.read(run.spark, "events").where("dwell_status IN ('derived', 'observed')")
+    own = F.col("event_id") == _one(known, "event_id")
+    _table(run, "events").update(own, {"dwell_ms": F.lit(10**12)})
+
+
 _LONGER = {
     "hist_stream": "concat(hist_stream, array(cast(0 as smallint)))",
     "hist_item": "concat(hist_item, array(cast(null as string)))",
@@ -136,6 +142,7 @@ CORRUPTIONS = {
         "table 'ebf_session'.*ghost.*rules do not give",
     ),
     "a ghost session with events": (lambda run: _ghost(run, n_events=2), "rows do not balance.*n_events"),
+    "a dwell above its cap": (_above_cap, "table 'events'.*the frozen cap"),
     "a dwell of 0": (_dwell_zero, "table 'events'.*columns dwell_ms differ"),
     "a future event in a history": (
         lambda run: _history_event(run, -5.0),
@@ -149,7 +156,7 @@ CORRUPTIONS = {
 }
 
 
-FURTHER = ("a ghost session", "a ghost session with events", "a dwell of 0", "an event that was not known")
+FURTHER = ("a ghost session with events", "an event that was not known")
 
 
 @pytest.mark.parametrize(
