@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dynamix.contracts import CHANNELS
-from dynamix.features.history import EventBlock, ImpressionBlock
+from dynamix.features.history import EventBlock, ImpressionBlock, dwell_told
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -21,7 +21,7 @@ def exposure_block(
     """Exposure x (B, F, 6) of B impressions to F = `n_streams` streams, channels as in contracts.CHANNELS.
 
     `index[offsets[i]:offsets[i+1]]` are the kept events of impression i, oldest first. With n events of
-    stream f in that history, m of them with a usable dwell:
+    stream f in that history, m of them with a usable dwell that was over by then (`dwell_told`):
 
     dwell     m/(m+1) · mean z of the usable dwells; 0 if m = 0
     count     ln(1+n)
@@ -38,11 +38,12 @@ def exposure_block(
     row = np.repeat(np.arange(rows, dtype=np.int64), np.diff(offsets))
     cell = row * n_streams + events.stream[index]
     z = events.z[index]
-    usable = ~np.isnan(z)
+    told = dwell_told(events, impressions, offsets, index)
+    usable = ~np.isnan(z) & told
     n = _per_cell(cell, cells)
     m = _per_cell(cell[usable], cells)
     z_sum = _per_cell(cell[usable], cells, z[usable])
-    censored = _per_cell(cell[events.censored[index]], cells)
+    censored = _per_cell(cell[events.censored[index] & told], cells)
     item = impressions.item[row]
     matches = _per_cell(cell[(item >= 0) & (events.item[index] == item)], cells)
 

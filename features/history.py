@@ -25,7 +25,7 @@ from dynamix.features.timeline import (
     whole_users,
 )
 
-__all__ = ["EventBlock", "ImpressionBlock", "Kernel", "kept_history", "map_histories"]
+__all__ = ["EventBlock", "ImpressionBlock", "Kernel", "dwell_told", "kept_history", "map_histories"]
 
 _PAIR_BUDGET = 4_000_000
 """Event × impression pairs held at once; the result does not depend on it."""
@@ -92,6 +92,17 @@ def kept_history(
     offsets = np.zeros(len(impressions.ts_us) + 1, dtype=np.int64)
     np.cumsum(np.bincount(row, minlength=len(impressions.ts_us)), out=offsets[1:])
     return offsets, index
+
+
+def dwell_told(events: EventBlock, impressions: ImpressionBlock, offsets: Ints, index: Ints) -> Bools:
+    """Of each kept event (M,), whether its dwell, or that it is censored, is known at its impression's instant.
+
+    A dwell that goes on, and a session that may go on, are told by what comes after the impression (docs/faults.md D2).
+    """
+    if events.told_us is None:
+        return np.ones(len(index), dtype=bool)
+    now = np.repeat(impressions.ts_us, np.diff(offsets))
+    return np.asarray(events.told_us[index] <= now)
 
 
 def _there(events: EventBlock, impressions: ImpressionBlock, position: Ints, row: Ints) -> Bools:

@@ -26,6 +26,7 @@ DAY_US = 86_400_000_000
 _FIRST_US, _LAST_US = 31_536_000_000_000, 4_102_444_800_000_000  # 1971-01-01 and 2100-01-01
 _NOT_PAYLOAD = ("event_id", "ingest_ts", "torn")
 _USABLE = ("observed", "derived", "capped")
+_LONGEST_MS = 10**12
 _BIN_ENDS_MS = (0, 1_000, 2_000, 4_000, 8_000, 15_000, 30_000, 60_000, 120_000, 300_000, 900_000)
 
 
@@ -319,14 +320,31 @@ def history_columns(
     def column(attribute: str, of: Callable[[Event], Any], empty: Any = None) -> list[Any]:
         return [of(e) if _carries(e["stream"], attribute, config) else empty for e in kept]
 
+    def dwell(of: Callable[[Event], Any], empty: Any) -> list[Any]:
+        return column("dwell", lambda event: of(event) if told(event, impression, config) else empty, empty)
+
     return {
         "hist_stream": [scales[event["stream"]]["stream_id"] for event in kept],
         "hist_item": column("item", lambda event: event["item_id"]),
         "hist_category": column("category", lambda event: event["category"]),
-        "hist_dwell_bin": column("dwell", dwell_bin, 12),
-        "hist_z": column("dwell", lambda event: _z(event, scales[event["stream"]], habit), 0.0),
+        "hist_dwell_bin": dwell(dwell_bin, 12),
+        "hist_z": dwell(lambda event: _z(event, scales[event["stream"]], habit), 0.0),
         "hist_age_s": column("recency", lambda event: (impression["event_ts"] - event["event_ts"]) / 1e6),
     }
+
+
+def told(event: Event, impression: Event, config: Config) -> bool:
+    """True where the event's dwell, or that nobody will know it, is known at the impression (docs/faults.md D2).
+
+    A logged dwell: a millisecond after its end; a derived one as well, for then its session's next event has come.
+    A censored one, and a derived one cut at its cap: the gap later, when no next event can come any more.
+    """
+    if event["dwell_status"] == "censored" or (
+        event["dwell_status"] == "capped" and event.get("dwell_logged_ms") is None
+    ):
+        return bool(event["event_ts"] + round(config.session.gap_s * 1e6) < impression["event_ts"])
+    ms = event["dwell_ms"] if event.get("dwell_logged_ms") is None else event["dwell_logged_ms"]
+    return ms is None or bool(event["event_ts"] + (min(ms, _LONGEST_MS) + 1) * 1000 <= impression["event_ts"])
 
 
 def dwell_bin(event: Event) -> int:

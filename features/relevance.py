@@ -21,7 +21,7 @@ from dynamix.config import HistoryConfig
 from dynamix.contracts import CHANNELS
 from dynamix.features.calendar import Calendar, instant_sql, since_1970
 from dynamix.features.exposure import exposure_block
-from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, map_histories
+from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, dwell_told, map_histories
 from dynamix.features.timeline import codes
 
 Floats = npt.NDArray[np.float64]
@@ -214,7 +214,7 @@ def relevance_kernel(
         segment = np.asarray(frame.column("segment_id").to_numpy(), np.int64)
         half = np.asarray(frame.column("half").to_numpy(), np.int64)
         third = np.searchsorted(np.asarray(thirds_us), asked.ts_us, side="right")
-        usable = _has_dwell(events, offsets, index, n_streams)
+        usable = _has_dwell(events, asked, offsets, index, n_streams)
         past = history_values(events, asked, offsets, index)
         keys: list[tuple[int, int, str, int, int]] = []
         rows: list[Floats] = []
@@ -264,12 +264,14 @@ def history_values(events: EventBlock, asked: ImpressionBlock, offsets: Ints, in
     return result
 
 
-def _has_dwell(events: EventBlock, offsets: Ints, index: Ints, n_streams: int) -> npt.NDArray[np.bool_]:
-    """True where the history of an impression has a usable dwell of the stream (B, F)."""
+def _has_dwell(
+    events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints, n_streams: int
+) -> npt.NDArray[np.bool_]:
+    """True where the history of an impression has a usable dwell of the stream that was over by then (B, F)."""
     rows = len(offsets) - 1
     row = np.repeat(np.arange(rows, dtype=np.int64), np.diff(offsets))
     found = np.zeros(rows * n_streams, bool)
-    known = ~np.isnan(events.z[index])
+    known = ~np.isnan(events.z[index]) & dwell_told(events, asked, offsets, index)
     found[(row * n_streams + events.stream[index])[known]] = True
     return found.reshape(rows, n_streams)
 

@@ -25,6 +25,8 @@ USABLE_DWELL = ("observed", "derived", "capped")
 """Dwell statuses that enter a statistic; `imputed`, `censored` and `missing` never do."""
 Z_LIMIT = 3.0
 _MAX_MISSING_SHARE = 0.5
+_LONGEST_MS = 10**12
+"""31 years: what a source may log beyond it is told no earlier, and sums of microseconds stay in range."""
 
 
 def on_grid(value: Column) -> Column:
@@ -187,14 +189,15 @@ def event_columns(
     events: DataFrame, streams: DataFrame, user_stats: DataFrame, config: Config, *,
     sessions: DataFrame | None = None,
 ) -> DataFrame:  # fmt: skip
-    """Events of known streams with stream_id, z, dwell_bin and censored: what histories are made of.
+    """Events of known streams with stream_id, z, dwell_bin, censored and told_us: what histories are made of.
 
     z = clip((ln(1+dwell_ms) − mu_f − habit_u) / sigma_f, ±3); NULL if the dwell is not usable, the stream has
     no dwell channel, or mu or sigma is unknown or zero (nothing to scale by). A user without a row in
-    `user_stats` has habit 0. `streams` and `user_stats` hold one row per stream and per user: one
-    `baseline_version` only. Grain is kept unless `session.kinds` is on: then `sessions` (ebf_session) is needed,
-    and an event stands twice, as features/seen_kinds.py says. Attributes that a declared stream does not carry are
-    NULL here (dwell: z NULL, bin 12, not censored). Source: docs/method.md A.2.3, A.2.5.
+    `user_stats` has habit 0. From told_us (µs) on it is known what z, bin and censoring say. `streams` and
+    `user_stats` hold one row per stream and per user: one `baseline_version` only. Grain is kept unless
+    `session.kinds` is on: then `sessions` (ebf_session) is needed, and an event stands twice, as
+    features/seen_kinds.py says. Attributes that a declared stream does not carry are NULL here (dwell: z NULL,
+    bin 12, not censored). Source: docs/method.md A.2.3, A.2.5.
     """
     scale = streams.select("stream_id", "stream", "mu", "sigma", "has_dwell")
     habits = user_stats.select("user_id", "habit")
@@ -209,11 +212,25 @@ def event_columns(
         .withColumn("z", F.when(defined, z))
         .withColumn("dwell_bin", dwell_bin())
         .withColumn("censored", F.col("dwell_status") == "censored")
+        .withColumn("told_us", _told_us(config))
         .drop("mu", "sigma", "has_dwell", "habit")
     )
     if config.with_kinds:
         scaled = as_seen(scaled, streams, sessions, config)
     return _without_hidden(scaled, config)
+
+
+def _told_us(config: Config) -> Column:
+    """When a dwell is told: at its end, or once the gap has passed where no next event need have come by then."""
+    beyond_us = F.lit(
+        round(config.session.gap_s * 1e6) + 1
+    )  # an event at the gap itself still belongs to the session
+    # cut at its cap, a derived dwell no longer says when the next event came
+    cut = (F.col("dwell_status") == "capped") & F.col("dwell_logged_ms").isNull()
+    waits = (F.col("dwell_status") == "censored") | cut
+    # whole milliseconds are rounded down, and the next event itself must lie before the impression
+    lasted_us = (F.least(F.coalesce("dwell_logged_ms", "dwell_ms"), F.lit(_LONGEST_MS)) + 1) * 1000
+    return F.unix_micros("event_ts") + F.when(waits, beyond_us).otherwise(lasted_us)
 
 
 def _without_hidden(events: DataFrame, config: Config) -> DataFrame:

@@ -47,6 +47,8 @@ class EventBlock:
     """(N,) the event is there only for impressions strictly after this instant; None = for all."""
     until_us: Ints | None = None
     """(N,) and only for impressions up to this one."""
+    told_us: Ints | None = None
+    """(N,) from this instant on it is known how long the event was dwelt on, or that nobody will know; None = always."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ _EVENT_FIELDS = {
     "dwell_bin": "tinyint",
     "censored": "boolean",
 }
-_SEEN_FIELDS = {"after_us": "bigint", "until_us": "bigint"}
-"""Only where events are there for some impressions of their user and not for others."""
+_SEEN_FIELDS = {"after_us": "bigint", "until_us": "bigint", "told_us": "bigint"}
+"""Only where events, or what is known of them, are there for some impressions of their user and not for others."""
 _IMPRESSION_FIELDS = ("event_ts", "request_id", "item_id", "category")
 
 
@@ -170,9 +172,9 @@ def blocks(table: Any) -> tuple[EventBlock, ImpressionBlock]:
 
 
 def _seen(past: Any) -> dict[str, Ints]:
-    """after_us and until_us where the timeline has them; NULL sets no limit."""
+    """after_us, until_us and told_us where the timeline has them; NULL sets no limit."""
     whole = np.iinfo(np.int64)
-    open_ends = {"after_us": whole.min, "until_us": whole.max}
+    open_ends = {"after_us": whole.min, "until_us": whole.max, "told_us": whole.min}
     return {
         name: _numbers(past.column(name), end).astype(np.int64)
         for name, end in open_ends.items()

@@ -12,9 +12,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from dynamix.config import Config
-from dynamix.contracts import COLD_SEGMENT, TIERS, TRAINING_ROWS
+from dynamix.contracts import COLD_SEGMENT, NO_DWELL_BIN, TIERS, TRAINING_ROWS
 from dynamix.features.calendar import Calendar, instant_sql
-from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, map_histories
+from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, dwell_told, map_histories
 from dynamix.features.quotas import HOLDOUT_PER_MILLE, NO_LIMIT, apply_quotas, quota_table
 from dynamix.features.streams import hidden_attributes, stream_lengths
 from dynamix.features.timeline import Ints
@@ -47,7 +47,8 @@ def training_rows(
     The segment is the one valid at 00:00 of the impression's day; none: 0, passive. The mask keeps the newest
     `quota` events per stream of what the history rule kept, so masked rows are subsets of keep-all rows; a
     stream or segment that is not in the grid is kept. Hold-out users keep everything. Arrays are oldest
-    first: hist_z is 0 where an event has no usable dwell (its bin says so), hist_age_s is t_i − t in seconds.
+    first: hist_z is 0 where an event has no usable dwell, or none that was over by t_i (its bin says so),
+    hist_age_s is t_i − t in seconds.
     Declared lengths replace `history.per_stream`; what a stream does not carry is empty: NULL item, category or
     age, dwell bin 12.
     The two grids, a few hundred rows, are read to the driver and travel in the kernel. Source: A.9.
@@ -150,12 +151,15 @@ def _history_columns(
 ) -> dict[str, Any]:
     row = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
     age_s = (asked.ts_us[row] - events.ts_us[index]) / 1e6
+    told = dwell_told(events, asked, offsets, index)
+    bins = np.where(told, events.dwell_bin[index], NO_DWELL_BIN)
+    z = np.where(told, np.nan_to_num(events.z[index]), 0.0)
     values = {
         "hist_stream": pa.array(events.stream[index], pa.int16()),
         "hist_item": events.item_name.take(pa.array(index)),
         "hist_category": events.category_name.take(pa.array(index)),
-        "hist_dwell_bin": pa.array(events.dwell_bin[index], pa.int8()),
-        "hist_z": pa.array(np.nan_to_num(events.z[index]).astype(np.float32)),
+        "hist_dwell_bin": pa.array(bins, pa.int8()),
+        "hist_z": pa.array(z.astype(np.float32)),
         "hist_age_s": pa.array(age_s.astype(np.float32), mask=np.isin(events.stream[index], untimed)),
     }
     ends = pa.array(offsets.astype(np.int32))

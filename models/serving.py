@@ -166,7 +166,8 @@ def prepare(requests: pa.Table, preparation: Preparation) -> tuple[JaggedRows, N
         raise InputError(f"request lacks {missing}; allowed columns: {', '.join(REQUEST)}, category, value")
     now = _micros(requests["request_ts"])
     users = requests["user_id"].cast(pa.string()).to_pylist()
-    events = _flatten(requests["events"], preparation, habits=[preparation.habits.get(u, 0.0) for u in users])
+    habits = [preparation.habits.get(u, 0.0) for u in users]
+    events = _flatten(requests["events"], preparation, now=now, habits=habits)
     segment, tier = _segments(requests, events, now, preparation)
     holdout = np.array([spark_xxhash64("holdout", u) % 1000 < HOLDOUT_PER_MILLE for u in users], bool)
     kept = _history(events, now, segment, tier, holdout, preparation)
@@ -178,7 +179,9 @@ def prepare(requests: pa.Table, preparation: Preparation) -> tuple[JaggedRows, N
     return rows, segment
 
 
-def _flatten(column: pa.ChunkedArray, preparation: Preparation, *, habits: Sequence[float]) -> _Events:
+def _flatten(
+    column: pa.ChunkedArray, preparation: Preparation, *, now: NDArray[np.int64], habits: Sequence[float]
+) -> _Events:
     array = column.combine_chunks()
     array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
@@ -189,7 +192,8 @@ def _flatten(column: pa.ChunkedArray, preparation: Preparation, *, habits: Seque
     place = pc.index_in(_field(flat, "stream", pa.string()), value_set=pa.array(names, pa.string()))
     code = np.asarray(pc.fill_null(place, -1).to_numpy(zero_copy_only=False), np.int64)
     ts_us = _micros_array(_field(flat, "ts", None))
-    z, dwell_bin = _dwell(_field(flat, "dwell_ms", pa.float64()), code, row, scales, habits)
+    dwell_ms = _field(flat, "dwell_ms", pa.float64())
+    z, dwell_bin = _dwell(dwell_ms, code, row, scales, habits, left_us=now[row] - ts_us)
     ids = np.array([*(s.stream_id for s in scales), -1], np.int64)
     conversion = np.array([*(s.is_conversion for s in scales), False], bool)
     events = _Events(
@@ -206,10 +210,15 @@ def _dwell(
     row: NDArray[np.int64],
     scales: Sequence[StreamScale],
     habits: Sequence[float],
+    *,
+    left_us: NDArray[np.int64],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """z (0 without a usable dwell or a scale) and dwell bin of each event, as docs/method.md A.2.3."""
+    """z (0 without a usable dwell or a scale) and dwell bin of each event, as docs/method.md A.2.3.
+
+    `left_us` (N,) is the time from the event to its request: a dwell that goes on then is not known.
+    """
     ms = np.asarray(pc.fill_null(dwell_ms, np.nan).to_numpy(zero_copy_only=False), np.float64)
-    usable = np.isfinite(ms) & (ms >= 0)
+    usable = np.isfinite(ms) & (ms >= 0) & ((ms + 1) * 1000 <= left_us)
     mu = np.array([*(np.nan if s.mu is None else s.mu for s in scales), np.nan])[code]
     sigma = np.array([*(np.nan if s.sigma is None else s.sigma for s in scales), np.nan])[code]
     scaled = usable & np.isfinite(mu) & (np.nan_to_num(sigma) > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -86,6 +87,17 @@ def test_every_channel_equals_a_loop_over_the_history(
         for h, item in zip(histories, items, strict=True)
     ]
     np.testing.assert_allclose(found, np.array(expected).reshape(found.shape), rtol=1e-12, atol=1e-12)
+
+
+def test_a_dwell_that_goes_on_and_a_session_that_may_go_on_are_not_known_yet() -> None:
+    rows: list[Row] = [(0, 0, 1.0, False, -1), (5, 1, None, True, -1)]
+    block = replace(build(rows), told_us=np.array([100, 200]))
+    found = exposure_block(
+        block, asked([99, 100, 199, 200], [-1] * 4), np.arange(0, 9, 2), np.tile([0, 1], 4), n_streams=STREAMS
+    )
+    assert found[:, 0, CHANNELS.index("dwell")].tolist() == [0.0, 0.5, 0.5, 0.5]
+    assert found[:, 1, CHANNELS.index("censored")].tolist() == [0.0, 0.0, 0.0, 1.0]
+    assert found[:, :2, CHANNELS.index("presence")].all()
 
 
 def test_no_history_is_zero_in_every_channel_and_a_missing_item_matches_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import date, timedelta
 from itertools import pairwise
 from typing import Any
@@ -12,13 +13,17 @@ from event_frames import START, event_frame
 from hypothesis import given
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from dynamix.config import AttributionConfig, Config, HistoryConfig
 from dynamix.contracts import TRAINING_ROWS
 from dynamix.declarations import StreamOptions
+from dynamix.features import oracle
 from dynamix.features.calendar import build_calendar
 from dynamix.features.conversions import label_impressions
+from dynamix.features.dwell import derive_dwell
 from dynamix.features.quotas import NO_LIMIT, apply_quotas, quota_table
+from dynamix.features.sessions import assign_sessions
 from dynamix.features.streams import event_columns
 from dynamix.features.training import holdout_users, training_rows
 
@@ -188,3 +193,66 @@ def test_declared_lengths_and_attributes_shape_the_stored_history(spark: SparkSe
     assert (train.hist_item, train.hist_category) == ([None, "b0"], [None, None])
     assert train.hist_dwell_bin == [1, 12]
     assert train.hist_age_s == [None, pytest.approx(DAY / 2 - 300)]
+
+
+def _past_and_future(user: str, asked_s: float, rng: random.Random) -> list[dict[str, Any]]:
+    """Views before and after one impression, close enough that sessions and dwells reach across it."""
+    rows: list[dict[str, Any]] = [
+        {"event_id": f"{user}-asked", "t": asked_s, "event_type": "impression", "item_id": "i"}
+    ]
+    for number in range(rng.randint(1, 12)):
+        t = asked_s + rng.choice((-1, -1, 1)) * rng.choice((0, 0.001, 1, 30, 90, 900, 1700, 1800, 1801, 4000))
+        logged = {"dwell_ms": rng.choice((0, 500, 60_000, 900_000, 5_000_000))} if rng.random() < 0.4 else {}
+        surface = rng.choice("ab")
+        rows.append(
+            {"event_id": f"{user}-{number:02d}", "t": t, "surface": surface, "item_id": "i", **logged}
+        )
+    return [row | {"user_id": user} for row in rows]
+
+
+def test_no_history_knows_what_happened_after_its_impression(spark: SparkSession) -> None:
+    """Rows of worlds cut off at the impression, of whole worlds, and of the oracle are equal, dwell by dwell."""
+    config = CONFIG.model_copy(update={"history": HistoryConfig(per_stream=3, total=5, embargo=0)})
+    asked_s, rng, caps = 20.5 * DAY, random.Random(5), {"a/view": 800_000, "*": 950_000}
+    rows = [row for n in range(150) for row in _past_and_future(f"u{n}", asked_s, rng)]
+    given = inputs(spark)
+    calendar = build_calendar(RUN, first_event=START)
+    scales = {r["stream"]: r.asDict() for r in given["streams"].collect()}
+    habits = spark.createDataFrame([], "user_id string, habit double")
+
+    def made(events: list[dict[str, Any]]) -> dict[str, Any]:
+        raw = event_frame(spark, events).withColumn("dwell_logged_ms", F.col("dwell_ms"))
+        own = [name for name in raw.columns if name not in ("session_id", "session_start", "dwell_status")]
+        settled = derive_dwell(assign_sessions(raw.select(own), config=config), config=config, caps=caps)
+        named = given | {
+            "events": event_columns(settled, given["streams"], habits, config),
+            "impressions": label_impressions(settled, config=config), "calendar": calendar, "config": config,
+        }  # fmt: skip
+        found = training_rows(masks=None, mask_version="keep-all", **named).collect()
+        return {r["impression_id"]: r.asDict() for r in found}
+
+    def history(row: dict[str, Any]) -> list[tuple[Any, ...]]:
+        return list(zip(*(row[name] for name in ("hist_stream", "hist_dwell_bin", "hist_z")), strict=True))
+
+    whole = made(rows)
+    # events of the instant itself are after it too
+    cut = made([row for row in rows if row["t"] < asked_s or row["event_id"].endswith("asked")])
+    assert {i: history(r) for i, r in whole.items()} == {i: history(r) for i, r in cut.items()}
+    absent = dict.fromkeys(("request_id", "category", "source_session_id", "attributes", "dwell_ms"))
+    plain = [absent | {"surface": "shop", "event_type": "view"} | row for row in rows]
+    for row in plain:
+        row["event_ts"] = row["ingest_ts"] = round(row["t"] * 1e6)
+        row["dwell_logged_ms"] = row["dwell_ms"]
+    settled = oracle.settle(plain, config, caps=caps)
+    dwells = 0
+    for asked in (row for row in settled if row["event_type"] == "impression"):
+        kept = oracle.history(settled, asked, config)
+        wanted = oracle.history_columns(kept, asked, config, scales=scales, habit=0.0)
+        found = whole[asked["event_id"]]
+        assert (found["hist_stream"], found["hist_dwell_bin"]) == (
+            wanted["hist_stream"],
+            wanted["hist_dwell_bin"],
+        )
+        assert found["hist_z"] == pytest.approx(wanted["hist_z"], rel=1e-6)
+        dwells += sum(1 for b in wanted["hist_dwell_bin"] if b < 12)
+    assert dwells > 50
