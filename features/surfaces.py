@@ -45,13 +45,15 @@ def surface_windows(days: DataFrame, run_date: date, *, config: Config | None = 
     known = days.where((F.col("window_days") == 1) & (F.col("window_end") <= F.lit(run_date)))
 
     def run(batches: Iterator[Any]) -> Iterator[Any]:
-        for table in whole_users(batches):
+        for table in whole_users(batches, by="key"):
             rows, users, names = stored_rows(table.combine_chunks())
             for window in windows(fold(rows, len(names)), end, names, plan):
                 yield from surface_table(window, users, names).to_batches(max_chunksize=50_000)
 
-    by_user = known.select(*EBF_SURFACE.names).repartition("user_id").sortWithinPartitions("user_id")
-    return by_user.mapInArrow(run, SURFACE_SCHEMA)
+    needed = [name for name in EBF_SURFACE.names if name not in ("window_days", "dwell_share")]
+    keyed = known.select(F.xxhash64("user_id").alias("key"), *needed)
+    # one long: radix sort
+    return keyed.repartition("key").sortWithinPartitions("key").mapInArrow(run, SURFACE_SCHEMA)
 
 
 def surface_rows(events: DataFrame, run_date: date, *, config: Config) -> DataFrame:

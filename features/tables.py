@@ -184,12 +184,15 @@ class Warehouse:
         allow_empty: bool = False,
         definition: str = "",
         empty: bool | None = None,
+        gather: bool = True,
     ) -> int:
         """Overwrite the rows matching `where` (all rows when None) and return the new version.
 
         Columns are taken by name and cast to the contract's types; a column that is missing in
         `frame` or unknown to the contract is an error. Raises InputError on an empty frame (fault 5);
-        `empty` says whether it is where the caller has counted already, else a job finds out.
+        `empty` says whether it is where the caller has counted already, else a job finds out. `gather` brings
+        the rows of a partition into one task, for one file; False writes them where they are, which is faster
+        where all are of one partition.
         """
         aligned = self._aligned(spark, table, frame)
         if not allow_empty and (aligned.limit(1).isEmpty() if empty is None else empty):
@@ -198,7 +201,7 @@ class Warehouse:
                 "pass --allow-empty if an empty range is meant"
             )
         self.create(spark, table, definition=definition)
-        if table.partition_by:  # one file a partition instead of one a partition and task
+        if table.partition_by and gather:
             aligned = aligned.repartition(*table.partition_by)
         writer = aligned.write.format("delta").mode("overwrite")
         if where is not None:
@@ -286,8 +289,9 @@ def content_hash(frame: DataFrame, table: Table) -> str:
 
 
 def contract_digest(table: Table) -> str:
-    """Hash of the contract's columns and key, stored with the table."""
-    return hashlib.sha256((table.ddl() + "|" + ",".join(table.key)).encode()).hexdigest()[:16]
+    """Hash of the contract's columns, key and partitions, stored with the table."""
+    text = "|".join([table.ddl(), ",".join(table.key), ",".join(table.partition_by)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _hashable(column: Any, data_type: DataType) -> Any:

@@ -142,14 +142,14 @@ def _streams(run: Run, result: StepResult, inputs: Inputs, days: list[date] | No
     if days == []:
         return
     there = run.warehouse.exists(run.spark, STREAMS.name)
-    stored = run.warehouse.read(run.spark, STREAMS.name) if there else None
+    stored = held(run.warehouse.read(run.spark, STREAMS.name)) if there else None  # a few rows, read often
     config, calendar, kinded = run.config, inputs.calendar, kinded_sessions(run)
     if days is None or stored is None:
         frame = fit_streams(inputs.events, config=config, calendar=calendar, known=stored, sessions=kinded)
     else:
         new = _on(inputs.events, days)
         frame = add_streams(new, stored, config=config, calendar=calendar, sessions=kinded)
-    _write(run, result, STREAMS, frame, inputs)
+    _write(run, result, STREAMS, held(frame), inputs)  # a few rows, looked at and written
 
 
 def _users(run: Run, result: StepResult, inputs: Inputs, days: list[date] | None) -> None:
@@ -221,24 +221,26 @@ def _surfaces(
             empty=stream_events(inputs.events, config=config).isEmpty(),
         )
         return
-    if days:
-        ends = _listed("window_end", [day + _DAY for day in days])
-        fresh = surface_days(_on(inputs.events, days), config=config)
-        _write(run, result, EBF_SURFACE, fresh, None, f"window_days = 1 AND {ends}", allow_empty=True)
-    _windows(run, result, inputs)
+    where = _listed("window_end", [day + _DAY for day in days]) if days else "false"
+    fresh = surface_days(_on(inputs.events, days), config=config)
+    _replace_days(run, result, inputs, held(fresh), where, allow_empty=True)
 
 
-def _windows(run: Run, result: StepResult, inputs: Inputs | None) -> None:
-    stored = run.warehouse.read(run.spark, EBF_SURFACE.name)
-    # windows of earlier run dates go too, so that a day-by-day build ends with the rows of a one-shot build
+def _replace_days(
+    run: Run, result: StepResult, inputs: Inputs | None, fresh: DataFrame, where: str, *, allow_empty: bool = False
+) -> None:  # fmt: skip
+    """Day rows of a range give way to `fresh` ones, and all windows to those of the run date, in one commit.
+
+    Windows of earlier run dates go too, so that a day-by-day build ends with the rows of a one-shot build.
+    """
+    stored = run.warehouse.read(run.spark, EBF_SURFACE.name).where("window_days = 1")
+    days = stored.where(f"NOT ({where})").unionByName(fresh)
+    windows = surface_windows(days, run.run_date, config=run.config)
+    rows = fresh.repartition("window_end").unionByName(windows)  # the windows lie in few tasks already
     _write(
-        run,
-        result,
-        EBF_SURFACE,
-        surface_windows(stored, run.run_date, config=run.config),
-        inputs,
-        "window_days <> 1",
-    )
+        run, result, EBF_SURFACE, rows, inputs, f"window_days <> 1 OR {where}",
+        empty=fresh.isEmpty(), allow_empty=allow_empty, gather=False,
+    )  # fmt: skip
 
 
 def _session_range(
@@ -258,8 +260,7 @@ def _surface_range(
 ) -> None:
     where = _range("window_end", since and since + _DAY, until and until + _DAY)
     days = surface_days(inputs.events, config=run.config)
-    _write(run, result, EBF_SURFACE, days.where(where), None, f"window_days = 1 AND {where}")
-    _windows(run, result, None)
+    _replace_days(run, result, None, held(days.where(where)), where)
 
 
 def _on(events: DataFrame, days: list[date]) -> DataFrame:
@@ -282,9 +283,9 @@ def _range(column: str, since: date | None, until: date | None) -> str:
 
 def _write(
     run: Run, result: StepResult, table: Table, frame: DataFrame, inputs: Inputs | None,
-    where: str | None = None, *, empty: bool | None = None, allow_empty: bool = False,
+    where: str | None = None, *, empty: bool | None = None, allow_empty: bool = False, gather: bool = True,
 ) -> None:  # fmt: skip
-    """Replace a range; `inputs` where the table now agrees with them as a whole.
+    """Replace a range; `inputs` where the table now agrees with them as a whole. `gather` as in `Warehouse.replace`.
 
     `empty` where a look at the events tells it: else the frame is made twice, once for its first row.
     """
@@ -293,5 +294,12 @@ def _write(
     if inputs is not None:
         note |= {**inputs.note, "events_version": inputs.version, "run_date": str(run.run_date)}
     result.tables[table.name] = run.warehouse.replace(
-        run.spark, table, frame, where=where, metadata=note, empty=empty, allow_empty=allow_empty
+        run.spark,
+        table,
+        frame,
+        where=where,
+        metadata=note,
+        empty=empty,
+        allow_empty=allow_empty,
+        gather=gather,
     )

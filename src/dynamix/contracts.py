@@ -208,7 +208,8 @@ EBF_SESSION = Table(
 EBF_SURFACE = Table(
     "ebf_surface",
     key=("user_id", "stream", "window_end", "window_days"),
-    partition_by=("window_end",),
+    # by both: then days and windows give way to new ones without a look at their rows
+    partition_by=("window_days", "window_end"),
     columns=(
         _key("user_id"),
         _key("stream", "string", "surface/event_type, or surface/* for the surface's total"),
