@@ -20,8 +20,11 @@ from pyspark.sql import functions as F
 from dynamix.config import HistoryConfig
 from dynamix.contracts import CHANNELS
 from dynamix.features.calendar import Calendar, instant_sql, since_1970
+from dynamix.features.clustered import clustered_sums, size_of, split
 from dynamix.features.exposure import exposure_block
 from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, dwell_told, map_histories
+from dynamix.features.recency import SIZE as RECENCY_SIZE
+from dynamix.features.recency import recency_block, recency_sums
 from dynamix.features.timeline import codes
 
 Floats = npt.NDArray[np.float64]
@@ -36,6 +39,8 @@ FINE_BINS = 64
 """Equal bins of the dwell exposure over [−3, 3]; one more bin for impressions without a usable dwell."""
 WHOLE = -1
 """Window of all days; 0, 1, 2 are the thirds of the statistics period."""
+BY_RECENCY = -2
+"""In place of a window: `RecencySums` of all days, where `sums` has their length."""
 MAX_POSITION = 50
 KEYS = ("segment_id", "stream_id", "label", "half", "window")
 SCHEMA = "segment_id int, stream_id int, label string, half int, window int, sums array<double>"
@@ -49,7 +54,7 @@ _PARTS = (
     ("aa", (D + 1, D + 1)),
     ("hist", (4, FINE_BINS + 1)),
 )
-SIZE = sum(int(np.prod(shape)) for _, shape in _PARTS)
+SIZE = size_of(_PARTS)
 
 
 @dataclass(frozen=True)
@@ -78,14 +83,7 @@ class CellSums:
 
     @classmethod
     def unpack(cls, sums: Sequence[float] | Floats) -> CellSums:
-        values = np.asarray(sums, np.float64)
-        if values.shape != (SIZE,):
-            raise ValueError(f"sums have length {values.shape}; allowed: {SIZE}")
-        parts, at = {}, 0
-        for name, shape in _PARTS:
-            size = int(np.prod(shape))
-            parts[name] = values[at : at + size].reshape(shape)
-            at += size
+        parts = split(sums, _PARTS)
         scalars = dict(zip(SCALARS, parts.pop("scalars").tolist(), strict=True))
         return cls(**scalars, **cast(dict[str, Any], parts))
 
@@ -186,19 +184,24 @@ def _add_up(table: Any) -> Any:
     keys = list(zip(*[table.column(name).to_pylist() for name in KEYS], strict=True))
     group = np.array([codes.setdefault(key, len(codes)) for key in keys], np.int64)
     flat = table.column("sums").combine_chunks()
-    values = np.asarray(flat.flatten()).reshape(len(keys), SIZE)
-    total = np.zeros((len(codes), SIZE))
-    np.add.at(total, group, values)
-    columns = dict(zip(KEYS, zip(*codes, strict=True), strict=True))
-    return _sums_table(columns, total)
+    ends, values = np.asarray(flat.offsets), np.asarray(flat.flatten())
+    total = [np.zeros(_length(key)) for key in codes]
+    for place, begin, end in zip(group, ends[:-1] - ends[0], ends[1:] - ends[0], strict=True):
+        total[place] += values[begin:end]
+    return _sums_table(list(codes), total)
 
 
-def _sums_table(columns: Mapping[str, Sequence[Any]], total: Floats, **more: Any) -> Any:
-    offsets = pa.array(np.arange(len(total) + 1, dtype=np.int32) * SIZE)
+def _length(key: tuple[Any, ...]) -> int:
+    return RECENCY_SIZE if key[KEYS.index("window")] == BY_RECENCY else SIZE
+
+
+def _sums_table(keys: Sequence[tuple[Any, ...]], total: Sequence[Floats], **more: Any) -> Any:
+    offsets = pa.array(np.cumsum([0, *map(len, total)]).astype(np.int32))
     types = {"label": pa.string()}
-    arrays = {name: pa.array(list(columns[name]), types.get(name, pa.int32())) for name in KEYS}
-    sums = pa.ListArray.from_arrays(offsets, pa.array(total.ravel()))
-    return pa.table({**more, **arrays, "sums": sums})
+    columns = zip(KEYS, zip(*keys, strict=True) if keys else [()] * len(KEYS), strict=True)
+    arrays = {name: pa.array(list(values), types.get(name, pa.int32())) for name, values in columns}
+    flat = np.concatenate(total) if total else np.zeros(0)
+    return pa.table({**more, **arrays, "sums": pa.ListArray.from_arrays(offsets, pa.array(flat))})
 
 
 def relevance_kernel(
@@ -214,6 +217,7 @@ def relevance_kernel(
         segment = np.asarray(frame.column("segment_id").to_numpy(), np.int64)
         half = np.asarray(frame.column("half").to_numpy(), np.int64)
         third = np.searchsorted(np.asarray(thirds_us), asked.ts_us, side="right")
+        parts, tokens = recency_block(events, asked, offsets, index, n_streams=n_streams)
         usable = _has_dwell(events, asked, offsets, index, n_streams)
         past = history_values(events, asked, offsets, index)
         keys: list[tuple[int, int, str, int, int]] = []
@@ -234,10 +238,18 @@ def relevance_kernel(
                             has_dwell=usable[take] if window == WHOLE else None,
                         )  # fmt: skip
                         keys += [(int(own), f, head, side, window) for f in range(n_streams)]
-                        rows.append(block)
+                        rows += list(block)
+                    mine = np.flatnonzero(chosen)
+                    if len(mine):
+                        keys += [(int(own), f, head, side, BY_RECENCY) for f in range(n_streams)]
+                        rows += list(
+                            recency_sums(
+                                x[mine], parts[mine], tokens[mine], shared[mine], y[mine], p[mine],
+                                asked.user[mine],
+                            )
+                        )  # fmt: skip
         first = [str(frame.column("user_id")[0])] * len(keys)
-        columns = dict(zip(KEYS, zip(*keys, strict=True), strict=True))
-        return _sums_table(columns, np.concatenate(rows), block=pa.array(first, pa.string()))
+        return _sums_table(keys, rows, block=pa.array(first, pa.string()))
 
     return kernel
 
@@ -291,11 +303,6 @@ def block_sums(
     by_stream = np.empty((n_streams, rows, D))
     by_stream[:, :, :C] = x.transpose(1, 0, 2)
     by_stream[:, :, C:] = shared[None, :, :]
-    weighted = by_stream * w[None, :, None]
-    starts = np.flatnonzero(np.append(True, user[1:] != user[:-1]))
-    per_user = np.empty((n_streams, len(starts), D + 1))
-    per_user[:, :, :D] = np.add.reduceat(by_stream * r[None, :, None], starts, axis=1)
-    per_user[:, :, D] = np.add.reduceat(r, starts)[None, :]
     scalars = np.stack(
         [
             np.full(n_streams, float(rows)),
@@ -310,10 +317,7 @@ def block_sums(
     )
     parts = (
         scalars,
-        weighted.sum(axis=1),
-        np.matmul(by_stream.transpose(0, 2, 1), weighted),
-        per_user.sum(axis=1),
-        np.matmul(per_user.transpose(0, 2, 1), per_user),
+        *clustered_sums(by_stream, r, w, user),
         _histogram(x[:, :, CHANNELS.index("dwell")], y, r, w, has_dwell),
     )
     return np.concatenate([part.reshape(n_streams, -1) for part in parts], axis=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -18,7 +18,16 @@ from dynamix.contracts import CELL_STATS, CHANNELS, MASK_AUDIT, MASKS, VERDICTS
 from dynamix.errors import ConfigError, GuardError
 from dynamix.features.calendar import Calendar, midnight, since_1970
 from dynamix.features.conversions import attribution_counts, label_impressions
-from dynamix.features.relevance import CellSums, Prediction, cell_sums, rate_table, statistics_rows, thirds
+from dynamix.features.recency import RecencySums
+from dynamix.features.relevance import (
+    BY_RECENCY,
+    CellSums,
+    Prediction,
+    cell_sums,
+    rate_table,
+    statistics_rows,
+    thirds,
+)
 from dynamix.features.streams import event_columns, hidden_attributes, stream_lengths
 from dynamix.features.training import with_segments
 from dynamix.jobs.context import Run, StepResult
@@ -29,7 +38,8 @@ from dynamix.jobs.kinds import kinded_sessions
 from dynamix.jobs.report_data import cells_from_rows
 from dynamix.segmentation.effects import Effect, effect
 from dynamix.segmentation.given import Rates, fit_given
-from dynamix.segmentation.masks import Protection, Statistics, Verdict, judge
+from dynamix.segmentation.masks import Cell, Check, Protection, Statistics, Verdict, judge
+from dynamix.segmentation.quota import Quota, RecencyStatistics, Spent, quotas
 from dynamix.segmentation.rules import global_verdicts, keep_everything, random_verdicts
 
 _TIER = "*"
@@ -40,10 +50,20 @@ class Measured:
     """Statistics of one segment version with names beside the ids."""
 
     statistics: Statistics
+    recency: RecencyStatistics
     segment_version: str
     names: Mapping[int, str]
     streams: tuple[str, ...]
     window_end: date
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One mask version before it is written: a verdict a cell, and the kept cells whose history is cut."""
+
+    verdicts: Sequence[Verdict]
+    cuts: Mapping[Cell, Quota]
+    status: str
 
 
 def mask(run: Run, *, given: str | None = None) -> StepResult:
@@ -55,26 +75,23 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     given = given or run.config.mask.given
     measured, result = measure(run, given, *newest_segments(run))
     result.tables["cell_stats"] = _write_stats(run, measured, given)
-    verdicts = _decide(run.config, measured)
-    version = _version(run, measured, verdicts, "proposed")
-    grid = _grid_rows(run, measured, verdicts, version, "proposed")
-    audit = _audit_rows(verdicts, version)
+    proposed = _decide(run.config, measured)
+    version = _version(run, measured, proposed)
+    grid = _grid_rows(run, measured, proposed, version)
+    audit = _audit_rows(proposed, version)
     if run.config.mask.rule != "global":
-        control = global_verdicts(
-            measured.statistics, run.config.mask, protection=_protection(run.config, measured.streams)
-        )
-        control_version = _version(run, measured, control, "control")
-        grid += _grid_rows(run, measured, control, control_version, "control")
+        control = _one_mask(run.config, measured, "control")
+        control_version = _version(run, measured, control)
+        grid += _grid_rows(run, measured, control, control_version)
         audit += _audit_rows(control, control_version)
         result.facts["control_version"] = control_version
     _write_masks(run, grid, audit, result)
     own = [row for row in grid if row["mask_version"] == version]
     result.verdicts = {v: sum(r["verdict"] == v for r in own) for v in VERDICTS}
-    tokens = {
-        keep: _tokens(measured, [v for v in verdicts if (v.verdict != "drop") is keep])
-        for keep in (True, False)
-    }
-    result.metrics["tokens_dropped_share"] = tokens[False] / max(sum(tokens.values()), 1e-12)
+    every = max(_tokens(measured, proposed.verdicts), 1e-12)
+    dropped = _tokens(measured, [v for v in proposed.verdicts if v.verdict == "drop"])
+    older = sum(cut.tokens for cut in proposed.cuts.values())
+    result.metrics |= {"tokens_dropped_share": (dropped + older) / every, "tokens_older_share": older / every}
     result.facts |= {"mask_version": version, "given": given, "heatmap": terminal(cells_from_rows(own))}
     return result
 
@@ -83,18 +100,42 @@ def _protection(config: Config, streams: Sequence[str]) -> Protection:
     return Protection(frozenset(name for name in streams if config.declaration(name).protected))
 
 
-def _decide(config: Config, measured: Measured) -> list[Verdict]:
-    """Verdicts under the configured rule; `random` drops as many tokens as the bound would, by hash."""
+def _decide(config: Config, measured: Measured) -> Decision:
+    """Verdicts and cuts under the configured rule; `random` drops as many tokens as the bound would, by hash."""
     protection = _protection(config, measured.streams)
-    rule = config.mask.rule
+    rule, statistics = config.mask.rule, measured.statistics
     if rule == "global":
-        return global_verdicts(measured.statistics, config.mask, protection=protection)
-    verdicts = judge(measured.statistics, config.mask, protection=protection)
+        return _one_mask(config, measured, "proposed")
+    verdicts = judge(statistics, config.mask, protection=protection)
     if rule == "none":
-        return keep_everything(verdicts)
+        return Decision(keep_everything(verdicts), {}, "proposed")
     if rule == "random":
-        return random_verdicts(verdicts, measured.statistics, seed=config.mask.seed, protection=protection)
-    return verdicts
+        drawn = random_verdicts(verdicts, statistics, seed=config.mask.seed, protection=protection)
+        return Decision(drawn, {}, "proposed")
+    return Decision(verdicts, _cuts(config, measured.recency, statistics, verdicts), "proposed")
+
+
+def _one_mask(config: Config, measured: Measured, status: str) -> Decision:
+    """The same verdict and cut for every segment, from all users together."""
+    pooled = measured.statistics.pooled()
+    verdicts = judge(pooled, config.mask, protection=_protection(config, measured.streams))
+    cuts = _cuts(config, measured.recency.pooled(), pooled, verdicts)
+    own = {
+        cell: replace(cut, segment_id=cell[0], tokens=measured.recency.older(cell, cut.events))
+        for cell in measured.statistics.cells
+        if (cut := cuts.get((0, cell[1]))) is not None
+    }
+    return Decision(global_verdicts(verdicts, measured.statistics.cells), own, status)
+
+
+def _cuts(
+    config: Config, recency: RecencyStatistics, statistics: Statistics, verdicts: Sequence[Verdict]
+) -> dict[Cell, Quota]:
+    """Kept cells whose older part goes."""
+    if config.mask.length == "full":
+        return {}
+    spent = Spent.by_drops(statistics, verdicts)
+    return {(q.segment_id, q.stream): q for q in quotas(recency, verdicts, config.mask, spent=spent)}
 
 
 def measure(
@@ -125,15 +166,20 @@ def measure(
     ).collect()  # fmt: skip
     counts = attribution_counts(events, config).collect()[0].asDict()
     result.counters |= {f"conversions_{k}" if k != "conversions" else k: int(v) for k, v in counts.items()}
-    sums = {
-        (int(r["segment_id"]), listed[int(r["stream_id"])], str(r["label"]), int(r["half"]), int(r["window"])):
-            CellSums.unpack(r["sums"])
-        for r in table
-        if int(r["stream_id"]) in listed
-    }  # fmt: skip
-    statistics = Statistics(sums, tuple(config.heads()))
+    sums, by_recency = {}, {}
+    for r in table:
+        if int(r["stream_id"]) not in listed:
+            continue
+        key = (int(r["segment_id"]), listed[int(r["stream_id"])], str(r["label"]), int(r["half"]))
+        if int(r["window"]) == BY_RECENCY:
+            by_recency[key] = RecencySums.unpack(r["sums"])
+        else:
+            sums[(*key, int(r["window"]))] = CellSums.unpack(r["sums"])
+    heads = tuple(config.heads())
     end = (calendar.statistics.end - timedelta(microseconds=1)).date() + timedelta(days=1)
-    return Measured(statistics, version, names, tuple(sorted(listed.values())), end), result
+    recency = RecencyStatistics(by_recency, heads)
+    measured = Measured(Statistics(sums, heads), recency, version, names, tuple(sorted(listed.values())), end)
+    return measured, result
 
 
 def newest_segments(run: Run) -> tuple[DataFrame, str, dict[int, str]]:
@@ -255,52 +301,56 @@ def _tokens(measured: Measured, verdicts: Sequence[Verdict]) -> float:
     return float(sum(s.tokens for s in found if s is not None))
 
 
-def _version(run: Run, measured: Measured, verdicts: Sequence[Verdict], status: str) -> str:
+def _version(run: Run, measured: Measured, decision: Decision) -> str:
     """`m<yyyymmdd>-<8 hex>` over the grid, the segments it is for, and the rule's config."""
     content = {
-        "status": status,
+        "status": decision.status,
         "segments": measured.segment_version,
         "config": run.config.digest("mask", "history", "streams", "labels", "attribution"),
-        "cells": [(v.segment_id, v.stream, v.verdict, v.reason) for v in verdicts],
+        "cells": [(v.segment_id, v.stream, v.verdict, v.reason) for v in decision.verdicts],
+        "cuts": [(*cell, cut.events) for cell, cut in sorted(decision.cuts.items())],
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     return f"m{run.run_date:%Y%m%d}-{digest}"
 
 
-def _grid_rows(
-    run: Run, measured: Measured, verdicts: Sequence[Verdict], version: str, status: str
-) -> list[dict[str, Any]]:
+def _grid_rows(run: Run, measured: Measured, decision: Decision, version: str) -> list[dict[str, Any]]:
     """The full grid: every live segment × every stream; cells without statistics are `undecided`."""
-    by_cell = {(v.segment_id, v.stream): v for v in verdicts}
+    by_cell = {(v.segment_id, v.stream): v for v in decision.verdicts}
     rows = []
     for segment_id in sorted(measured.names):
         for stream in measured.streams:
             v = by_cell.get((segment_id, stream))
             e: Effect | None = v.effect if v else None
             dropped = v is not None and v.verdict == "drop"
+            cut = decision.cuts.get((segment_id, stream))
+            whole = run.config.declaration(stream).length
+            reason = v.reason if v else "no impression of this segment in the statistics period"
             rows.append({
                 "mask_version": version, "seq": 0, "segment_version": measured.segment_version,
                 "segment_id": segment_id, "segment_name": measured.names[segment_id], "tier": _TIER,
                 "stream": stream, "keep": not dropped,
-                "quota": 0 if dropped else run.config.declaration(stream).length, "boost": 0.0,
+                "quota": 0 if dropped else min(cut.events, whole) if cut else whole, "boost": 0.0,
                 "attributes": None,
                 "relevance": e.relevance if e else None,
                 "relevance_lcb": e.lcb if e else None,
                 "relevance_ucb": e.ucb if e else None,
                 "positives": int(e.positives) if e else 0, "tokens": v.tokens if v else 0.0,
                 "verdict": v.verdict if v else "undecided",
-                "reason": v.reason if v else "no impression of this segment in the statistics period",
-                "status": status, "run_date": run.run_date, "run_id": run.run_id,
+                "reason": f"{reason}; {cut.reason}" if cut else reason,
+                "status": decision.status, "run_date": run.run_date, "run_id": run.run_id,
             })  # fmt: skip
     return rows
 
 
-def _audit_rows(verdicts: Sequence[Verdict], version: str) -> list[dict[str, Any]]:
+def _audit_rows(decision: Decision, version: str) -> list[dict[str, Any]]:
+    """One row a rule and cell; `older` is the loss of what a cut cell no longer keeps."""
+    checks = [(v.segment_id, v.stream, c) for v in decision.verdicts for c in v.checks]
+    checks += [(*cell, Check("older", cut.ucb, cut.budget, True)) for cell, cut in decision.cuts.items()]
     return [
-        {"mask_version": version, "segment_id": v.segment_id, "tier": _TIER, "stream": v.stream, "rule": c.rule,
+        {"mask_version": version, "segment_id": segment_id, "tier": _TIER, "stream": stream, "rule": c.rule,
          "value": float(c.value), "limit": float(c.limit), "passed": bool(c.passed)}
-        for v in verdicts
-        for c in v.checks
+        for segment_id, stream, c in checks
     ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ matches two moments of sᵀ I⁻¹ s (segmentation/bounds.py). Source: docs/meth
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,24 @@ from dynamix.features.relevance import FINE_BINS, C, CellSums, D, bin_centres
 from dynamix.segmentation.bounds import Quadratic, entropy, lower_noncentrality, upper_noncentrality
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 _MIN_EIGENVALUE = 1e-4
 """Directions of the block whose share of information is below this are left out: copies of other channels."""
+
+
+class Additive(Protocol):
+    """Sums over impressions of D values: Σ w, wx (D,), wxx (D, D), a (D + 1,), aa (D + 1, D + 1) as in `CellSums`."""
+
+    @property
+    def w(self) -> float: ...
+    @property
+    def wx(self) -> Floats: ...
+    @property
+    def wxx(self) -> Floats: ...
+    @property
+    def a(self) -> Floats: ...
+    @property
+    def aa(self) -> Floats: ...
 
 
 @dataclass(frozen=True)
@@ -77,13 +94,25 @@ def moments(sums: CellSums) -> tuple[Floats, Floats, Floats]:
     Centred at x̄ = Σwx/Σw; then the channels' part that activity and freshness of the whole history explain is
     projected out of score and information (efficient score; docs/method.md E6).
     """
-    centre = sums.wx / sums.w if sums.w > 0 else np.zeros(D)
+    return given_rest(sums, np.arange(C), np.arange(C, D))
+
+
+def given_rest(sums: Additive, own: Ints, rest: Ints) -> tuple[Floats, Floats, Floats]:
+    """Score (k,), information (k, k) and user-clustered variance (k, k) of the values `own` (k,) given those of `rest`.
+
+    Both are places among the D values of the sums; all are centred at x̄ = Σwx/Σw first.
+    """
+    width = len(sums.wx)
+    centre = sums.wx / sums.w if sums.w > 0 else np.zeros(width)
     information = sums.wxx - np.outer(sums.wx, centre)
-    shift = np.concatenate([np.eye(D), -centre[:, None]], axis=1)
-    shared = information[C:, C:]
-    slope = information[:C, C:] @ np.linalg.pinv(shared, rcond=1e-9, hermitian=True)
-    shift = np.concatenate([np.eye(C), -slope], axis=1) @ shift
-    return shift @ sums.a, information[:C, :C] - slope @ information[C:, :C], shift @ sums.aa @ shift.T
+    shared = information[np.ix_(rest, rest)]
+    slope = information[np.ix_(own, rest)] @ np.linalg.pinv(shared, rcond=1e-9, hermitian=True)
+    pick = np.zeros((len(own), width))
+    pick[np.arange(len(own)), own] = 1.0
+    pick[:, rest] = -slope
+    shift = pick @ np.concatenate([np.eye(width), -centre[:, None]], axis=1)
+    left = information[np.ix_(own, own)] - slope @ information[np.ix_(rest, own)]
+    return shift @ sums.a, left, shift @ sums.aa @ shift.T
 
 
 def effect(sums: CellSums) -> Effect:
@@ -104,12 +133,12 @@ def effect(sums: CellSums) -> Effect:
 
 
 def whitening(information: Floats, total: float) -> Floats:
-    """B (6, rank) with Bᵀ I B = identity, over channels that vary and directions that are no copies."""
+    """B (k, rank) with Bᵀ I B = identity, over channels that vary and directions that are no copies."""
     diagonal = np.diag(information)
     varies = diagonal > 1e-9 * max(total, 1e-300)
     if not varies.any():
-        return np.zeros((C, 0))
-    root = np.zeros(C)
+        return np.zeros((len(diagonal), 0))
+    root = np.zeros(len(diagonal))
     root[varies] = 1.0 / np.sqrt(diagonal[varies])
     correlation = information * np.outer(root, root)
     values, vectors = np.linalg.eigh(correlation)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
-from dynamix.config import MaskConfig
-from dynamix.segmentation.masks import Protection, Statistics, Verdict, judge
+from dynamix.segmentation.masks import Cell, Protection, Statistics, Verdict
 
 
 def keep_everything(verdicts: list[Verdict]) -> list[Verdict]:
@@ -49,10 +49,10 @@ def random_verdicts(
     ]
 
 
-def global_verdicts(statistics: Statistics, config: MaskConfig, *, protection: Protection) -> list[Verdict]:
-    """One verdict per stream from all users together, given to every segment."""
-    pooled = {v.stream: v for v in judge(statistics.pooled(), config, protection=protection)}
+def global_verdicts(pooled: Sequence[Verdict], cells: Sequence[Cell]) -> list[Verdict]:
+    """The verdicts of all users together (one a stream), given to every cell."""
+    by_stream = {v.stream: v for v in pooled}
     return [
-        replace(pooled[stream], segment_id=segment, reason=f"one mask for all: {pooled[stream].reason}")
-        for segment, stream in statistics.cells
+        replace(by_stream[stream], segment_id=segment, reason=f"one mask for all: {by_stream[stream].reason}")
+        for segment, stream in cells
     ]

@@ -116,6 +116,9 @@ class MaskConfig(Section):
     delta: float = Field(0.10, gt=0, description="log-odds per SD that a drop must exclude")
     ne_budget: float = Field(0.001, gt=0, lt=0.5, description="relative NE that all drops together may cost")
     rule: Literal["bound", "none", "random", "global"] = "bound"
+    length: Literal["bound", "full"] = Field(
+        "bound", description="of kept streams: newest events that the budget asks for, or the whole history"
+    )
     given: Literal["baseline", "champion", "none"] = "baseline"
     min_token_share: float = Field(
         0.002, ge=0, lt=1, description="of the segment's tokens; smaller cells stay"

@@ -13,7 +13,9 @@ import pytest
 from dynamix.contracts import CHANNELS
 from dynamix.features.calendar import build_calendar
 from dynamix.features.history import EventBlock, ImpressionBlock, kept_history
+from dynamix.features.recency import RecencySums
 from dynamix.features.relevance import (
+    BY_RECENCY,
     FINE_BINS,
     SIZE,
     WHOLE,
@@ -189,10 +191,9 @@ def test_the_kernel_gives_the_sums_of_every_segment_half_and_window() -> None:
     )
     given = Prediction(("feed",), {"click": np.full((2, 52), -1.0)}, {"click": np.array([0.0, 0.5, -0.5])})
     table = relevance_kernel(given, ("click",), 2, (25 * MINUTE, 50 * MINUTE))(events, asked, offsets, index)
-    rows = {
-        (r["segment_id"], r["stream_id"], r["half"], r["window"]): CellSums.unpack(r["sums"])
-        for r in table.to_pylist()
-    }
+    found = {(r["segment_id"], r["stream_id"], r["half"], r["window"]): r["sums"] for r in table.to_pylist()}
+    rows = {key: CellSums.unpack(sums) for key, sums in found.items() if key[3] != BY_RECENCY}
+    by_recency = {key[:3]: RecencySums.unpack(sums) for key, sums in found.items() if key[3] == BY_RECENCY}
     assert {r["block"] for r in table.to_pylist()} == {"a"}
     assert set(rows) == {
         (g, f, h, w)
@@ -208,6 +209,10 @@ def test_the_kernel_gives_the_sums_of_every_segment_half_and_window() -> None:
         pytest.approx(3),
         1,
     )
+    assert set(by_recency) == {key[:3] for key in rows}
+    recent = by_recency[1, 0, 0]
+    assert (recent.n, recent.positives, recent.w) == (2, 1, cell.w)
+    assert (recent.tokens.tolist(), recent.with_bucket.tolist()) == ([3, 0, 0, 0], [1, 0, 0, 0])
     p = 1 / (1 + math.exp(0.5))
     assert cell.w == pytest.approx(2 * p * (1 - p))
     assert cell.wx[D - 1] == pytest.approx(cell.w * -0.5)  # the logit of the prediction is known anyway

@@ -295,7 +295,7 @@ def test_the_rule_random_differs_by_seed_and_spares_the_last_stream_of_a_segment
 
 def test_the_rule_global_gives_every_segment_the_same_verdict() -> None:
     found = statistics(PLAN)
-    verdicts = by_cell(global_verdicts(found, CONFIG, protection=Protection()))
+    verdicts = by_cell(global_verdicts(judge(found.pooled(), CONFIG), found.cells))
     assert set(verdicts) == set(found.cells)
     assert verdicts[1, "a"].verdict == verdicts[2, "a"].verdict == "drop"
     assert verdicts[1, "d"].verdict == verdicts[2, "d"].verdict == "keep"  # relevant in one segment only

@@ -1,0 +1,132 @@
+"""What the older part of a stream's history says beside its newer part: sums by bucket of recency, mergeable.
+
+The kept events of a stream are cut into buckets by their rank from the newest: 1 to 3, 4 to 10, 11 to 30, 31 and
+older. Each bucket is an exposure of its own, so that one scan tells what a shorter history would lose
+(docs/method.md A.8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from dynamix.contracts import CHANNELS
+from dynamix.features.clustered import Floats, Ints, clustered_sums, size_of, split
+from dynamix.features.history import EventBlock, ImpressionBlock, dwell_told
+from dynamix.features.quotas import from_newest
+
+EDGES = (3, 10, 30)
+"""A history may be cut to its newest 3, 10 or 30 events of a stream."""
+BUCKETS = len(EDGES) + 1
+OWN = ("dwell", "count", "match")
+"""Channels of a bucket; recency, presence and censored share are those of the whole stream."""
+WHOLE_STREAM = ("recency", "presence", "censored")
+SHARED = 4
+WIDTH = SHARED + len(WHOLE_STREAM) + BUCKETS * len(OWN)
+"""Values of an impression: those shared by all streams, those of the stream, three of each bucket, newest first."""
+SCALARS = ("n", "positives", "w")
+_PARTS = (
+    ("scalars", (len(SCALARS),)),
+    ("with_bucket", (BUCKETS,)),
+    ("tokens", (BUCKETS,)),
+    ("wx", (WIDTH,)),
+    ("wxx", (WIDTH, WIDTH)),
+    ("a", (WIDTH + 1,)),
+    ("aa", (WIDTH + 1, WIDTH + 1)),
+)
+SIZE = size_of(_PARTS)
+
+
+@dataclass(frozen=True)
+class RecencySums:
+    """The mergeable state of one cell, head and user half by recency.
+
+    n impressions of the segment, positives among them, w = Σ w; per bucket (4,) positives that have an event in
+    it, and its kept events; wx, wxx, a, aa as in `CellSums` over the WIDTH values.
+    """
+
+    n: float
+    positives: float
+    w: float
+    with_bucket: Floats
+    tokens: Floats
+    wx: Floats
+    wxx: Floats
+    a: Floats
+    aa: Floats
+
+    @classmethod
+    def unpack(cls, sums: Sequence[float] | Floats) -> RecencySums:
+        parts = split(sums, _PARTS)
+        scalars = dict(zip(SCALARS, parts.pop("scalars").tolist(), strict=True))
+        return cls(**scalars, **cast(dict[str, Any], parts))
+
+    def pack(self) -> Floats:
+        """The state as one vector (SIZE,)."""
+        scalars = np.array([getattr(self, name) for name in SCALARS])
+        return np.concatenate([scalars, *[getattr(self, name).ravel() for name, _ in _PARTS[1:]]])
+
+    def __add__(self, other: RecencySums) -> RecencySums:
+        return RecencySums.unpack(self.pack() + other.pack())
+
+
+def columns_of(bucket: int) -> Ints:
+    """Places of a bucket's three channels among the WIDTH values."""
+    first = SHARED + len(WHOLE_STREAM) + bucket * len(OWN)
+    return np.arange(first, first + len(OWN), dtype=np.int64)
+
+
+def recency_block(
+    events: EventBlock, impressions: ImpressionBlock, offsets: Ints, index: Ints, *, n_streams: int
+) -> tuple[Floats, Floats]:
+    """Exposure by bucket (B, F, 4, 3), channels as in OWN, and kept events (B, F, 4).
+
+    With m told dwells among the n events of a bucket: dwell = Σ z / (m + 1), count = ln(1 + n), match = ln(1 + events
+    on the impression's own item); all 0 where the bucket is empty.
+    """
+    rows = len(impressions.ts_us)
+    cells = rows * n_streams * BUCKETS
+    row = np.repeat(np.arange(rows, dtype=np.int64), np.diff(offsets))
+    bucket = np.searchsorted(np.asarray(EDGES), from_newest(offsets, index, events.stream), side="right")
+    cell = (row * n_streams + events.stream[index]) * BUCKETS + bucket
+    z = events.z[index]
+    usable = ~np.isnan(z) & dwell_told(events, impressions, offsets, index)
+    item = impressions.item[row]
+    n = np.bincount(cell, minlength=cells)
+    m = np.bincount(cell[usable], minlength=cells)
+    matches = np.bincount(cell[(item >= 0) & (events.item[index] == item)], minlength=cells)
+    found = np.empty((cells, len(OWN)))
+    found[:, OWN.index("dwell")] = np.bincount(cell[usable], weights=z[usable], minlength=cells) / (m + 1.0)
+    found[:, OWN.index("count")] = np.log1p(n)
+    found[:, OWN.index("match")] = np.log1p(matches)
+    return found.reshape(rows, n_streams, BUCKETS, len(OWN)), n.astype(np.float64).reshape(
+        rows, n_streams, BUCKETS
+    )
+
+
+def recency_sums(
+    exposure: Floats, block: Floats, tokens: Floats, shared: Floats, y: Floats, p: Floats, user: Ints
+) -> Floats:
+    """Packed `RecencySums` of all streams (F, SIZE) from impressions sorted by user.
+
+    exposure (B, F, 6) as of `exposure_block`, block (B, F, 4, 3) and tokens (B, F, 4) as of `recency_block`, shared
+    (B, 4), y and p (B,), user (B,) codes.
+    """
+    rows, n_streams, _ = exposure.shape
+    r, w = y - p, p * (1.0 - p)
+    x = np.empty((n_streams, rows, WIDTH))
+    x[:, :, :SHARED] = shared[None, :, :]
+    for place, name in enumerate(WHOLE_STREAM):
+        x[:, :, SHARED + place] = exposure[:, :, CHANNELS.index(name)].T
+    x[:, :, SHARED + len(WHOLE_STREAM) :] = block.reshape(rows, n_streams, -1).transpose(1, 0, 2)
+    scalars = np.broadcast_to(np.array([rows, y.sum(), w.sum()]), (n_streams, len(SCALARS)))
+    parts = (
+        scalars,
+        np.tensordot(y, (tokens > 0).astype(np.float64), axes=(0, 0)),
+        tokens.sum(axis=0),
+        *clustered_sums(x, r, w, user),
+    )
+    return np.concatenate([np.asarray(part).reshape(n_streams, -1) for part in parts], axis=1)

@@ -1,0 +1,238 @@
+"""How long a history each kept cell needs: the older part of a stream goes where its loss is bounded.
+
+A quota of q keeps the newest q events of a stream. What lies beyond is judged as a cell is: its exposures by bucket
+of recency, given the newer buckets and all that stays known, must be negligible on all users, and together
+with everything dropped within the NE budget on users that did not choose it (docs/method.md A.8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynamix.config import MaskConfig
+from dynamix.features.recency import BUCKETS, EDGES, SHARED, WHOLE_STREAM, RecencySums, columns_of
+from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, support_needed
+from dynamix.segmentation.effects import block_quadratic, effect, given_rest, whitening
+from dynamix.segmentation.masks import BOTH, ORDER_WEIGHT, Cell, Statistics, Verdict, population
+
+_ALWAYS = SHARED + len(WHOLE_STREAM)
+
+
+@dataclass(frozen=True)
+class RecencyStatistics:
+    """Sums by (segment, stream), head and half (0, 1)."""
+
+    sums: Mapping[tuple[int, str, str, int], RecencySums]
+    heads: tuple[str, ...]
+
+    def of(self, cell: Cell, head: str, *, half: int = BOTH) -> RecencySums | None:
+        """Sums of one cell; both halves added when `half` is BOTH. None where there is no impression."""
+        halves = (0, 1) if half == BOTH else (half,)
+        found = [s for h in halves if (s := self.sums.get((*cell, head, h))) is not None]
+        if not found:
+            return None
+        return found[0] if len(found) == 1 else found[0] + found[1]
+
+    def older(self, cell: Cell, events: int) -> float:
+        """Kept events of a cell beyond its newest `events`, a number among EDGES."""
+        sums = self.of(cell, self.heads[0])
+        return float(sums.tokens[EDGES.index(events) + 1 :].sum()) if sums is not None else 0.0
+
+    def pooled(self) -> RecencyStatistics:
+        """The same with all segments as one (segment id 0): for the control `global`."""
+        pool: dict[tuple[int, str, str, int], RecencySums] = {}
+        for (_, stream, head, half), sums in sorted(self.sums.items(), key=lambda item: item[0]):
+            key = (0, stream, head, half)
+            pool[key] = pool[key] + sums if key in pool else sums
+        return RecencyStatistics(pool, self.heads)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What is older than the newest buckets of a cell: loss with its upper bound as fractions of H."""
+
+    kept: int
+    """Buckets that stay."""
+    positives: float
+    """Label-1 impressions that have an event in it."""
+    tokens: float
+    relevance: float
+    ucb: float
+    deff: float
+    quadratic: Quadratic
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What the dropped cells cost on each half of the users: by (head, half) their quadratic and 1/(2nH)."""
+
+    loss: Mapping[tuple[str, int], tuple[Quadratic, float]]
+
+    def of(self, head: str, half: int) -> tuple[Quadratic, float]:
+        """(quadratic of all drops, scale to a fraction of H) on that half."""
+        return self.loss[head, half]
+
+    @classmethod
+    def by_drops(cls, statistics: Statistics, verdicts: Sequence[Verdict]) -> Spent:
+        """From the verdicts of the keep rule and the statistics they rest on."""
+        gone = [(v.segment_id, v.stream) for v in verdicts if v.verdict == "drop"]
+        loss = {}
+        for head in statistics.heads:
+            for half in (0, 1):
+                sums = statistics.by_cell(head, half=half)
+                n, rate = population(sums)
+                scale = 2.0 * n * entropy(rate)
+                costs = (effect(sums[cell]).quadratic for cell in gone if cell in sums)
+                loss[head, half] = sum(costs, Quadratic()), 1.0 / scale if scale else float("inf")
+        return cls(loss)
+
+
+@dataclass(frozen=True)
+class Quota:
+    """The decision on one kept cell: its newest `events`, and a sentence with the loss."""
+
+    segment_id: int
+    stream: str
+    events: int
+    tokens: float
+    """Kept events that go, of all impressions."""
+    ucb: float
+    budget: float
+    """Upper bound of the loss and what a cell may cost, fractions of H."""
+    reason: str
+
+
+def tail(sums: RecencySums, kept: int) -> Tail:
+    """Block test of all buckets beyond the `kept` newest (1 .. 3), given those and what all streams share."""
+    near = np.concatenate([np.arange(_ALWAYS), *(columns_of(b) for b in range(kept))])
+    own = np.concatenate([columns_of(b) for b in range(kept, BUCKETS)])
+    s, information, variance = given_rest(sums, own, near)
+    basis = whitening(information, sums.w)
+    quadratic = block_quadratic(basis.T @ s, basis.T @ variance @ basis)
+    scale = _scale(sums)
+    return Tail(
+        kept=kept,
+        # an event of a farther bucket implies one of the nearest beyond
+        positives=float(sums.with_bucket[kept]),
+        tokens=float(sums.tokens[kept:].sum()),
+        relevance=scale * quadratic.estimate,
+        ucb=scale * quadratic.upper(),
+        deff=quadratic.trace / basis.shape[1] if basis.shape[1] else 1.0,
+        quadratic=quadratic,
+    )
+
+
+def _scale(sums: RecencySums) -> float:
+    """1 / (2nH): from the quadratic to a fraction of the segment's entropy."""
+    h = entropy(_rate(sums))
+    return 1.0 / (2.0 * sums.n * h) if h > 0 else 0.0
+
+
+def _rate(sums: RecencySums) -> float:
+    return sums.positives / sums.n if sums.n else 0.0
+
+
+def quotas(
+    statistics: RecencyStatistics, verdicts: Sequence[Verdict], config: MaskConfig, *, spent: Spent
+) -> list[Quota]:
+    """Quotas of kept cells, sorted by segment and stream; a cell that is not listed keeps its whole history.
+
+    `verdicts` are those of the keep rule on the same impressions, `spent` what its drops cost. A cell is cut to the
+    shortest history whose tail has support, matters in tokens and is negligible on all users, and that the joint
+    bound affords. For several heads the longest quota counts.
+    """
+    open_ = [(v.segment_id, v.stream) for v in verdicts if v.verdict != "drop" and _may_be_cut(v)]
+    floor = _token_floor(statistics, verdicts, config)
+    keep: dict[Cell, int] = {}
+    for head in statistics.heads:
+        affordable = _affordable(statistics, head, open_, config, floor, spent)
+        for cell in open_:
+            sums = statistics.of(cell, head)
+            own = BUCKETS if sums is None else _shortest(sums, config, floor[cell[0]], bounded=True)
+            keep[cell] = max(keep.get(cell, 0), own, affordable.get(cell, BUCKETS))
+    return [_say(statistics, cell, kept, config) for cell, kept in sorted(keep.items()) if kept < BUCKETS]
+
+
+def _may_be_cut(verdict: Verdict) -> bool:
+    """Not protected, and its dwell is no candidate for an effect without a slope, which tails cannot show."""
+    return all(c.passed for c in verdict.checks if c.rule in ("protected", "curvature"))
+
+
+def _token_floor(
+    statistics: RecencyStatistics, verdicts: Sequence[Verdict], config: MaskConfig
+) -> dict[int, float]:
+    """Tokens that a tail must have to be worth a decision, by segment: at least one."""
+    tokens: dict[int, float] = {}
+    for v in verdicts:
+        sums = statistics.of((v.segment_id, v.stream), statistics.heads[0])
+        tokens[v.segment_id] = tokens.get(v.segment_id, 0.0) + (float(sums.tokens.sum()) if sums else 0.0)
+    return {segment: max(1.0, config.min_token_share * n) for segment, n in tokens.items()}
+
+
+def _shortest(sums: RecencySums, config: MaskConfig, floor: float, *, bounded: bool) -> int:
+    """Buckets that must stay: the fewest whose tail has tokens, support and a negligible effect, else BUCKETS.
+
+    `bounded` asks for the upper bound of the effect, otherwise for its estimate.
+    """
+    budget = cell_budget(_rate(sums), config.delta)
+    for kept in range(1, BUCKETS):
+        found = tail(sums, kept)
+        needed = support_needed(config.delta, found.deff, support=config.support)
+        effect = found.ucb if bounded else found.relevance
+        if (
+            found.tokens >= floor
+            and found.positives >= (needed if bounded else needed / 2)
+            and effect <= budget
+        ):
+            return kept
+    return BUCKETS
+
+
+def _affordable(
+    statistics: RecencyStatistics, head: str, cells: Sequence[Cell], config: MaskConfig, floor: Mapping[int, float],
+    spent: Spent,
+) -> dict[Cell, int]:  # fmt: skip
+    """Buckets that stay in the cuts whose loss, added to that of the drops, keeps within the budget.
+
+    One half of the users names the cuts and orders them by loss per token, the other bounds them in that order up
+    to the first failure; then the halves swap, and the set that saves fewer tokens counts (as in `joint_bound`).
+    """
+    found = []
+    for order_on in (0, 1):
+        price: dict[Cell, float] = {}
+        named: dict[Cell, Tail] = {}
+        for cell in cells:
+            ordering, bounding = (statistics.of(cell, head, half=half) for half in (order_on, 1 - order_on))
+            if ordering is None or bounding is None:
+                continue
+            kept = _shortest(ordering, config, floor[cell[0]] / 2, bounded=False)
+            if kept < BUCKETS:
+                own = tail(ordering, kept).quadratic
+                named[cell] = tail(bounding, kept)
+                noise = ORDER_WEIGHT * float(np.sqrt(2.0 * own.square))
+                price[cell] = (max(own.estimate, 0.0) + noise) / max(named[cell].tokens, 1.0)
+        total, scale = spent.of(head, 1 - order_on)
+        taken: dict[Cell, int] = {}
+        saved = 0.0
+        for cell in sorted(price, key=lambda c: (price[c], c)):
+            total = total + named[cell].quadratic
+            if total.upper() * scale > config.ne_budget:
+                break
+            taken[cell] = named[cell].kept
+            saved += named[cell].tokens
+        found.append((saved, taken))
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _say(statistics: RecencyStatistics, cell: Cell, kept: int, config: MaskConfig) -> Quota:
+    sums = statistics.of(cell, statistics.heads[0])
+    assert sums is not None  # a quota comes from these sums
+    found = tail(sums, kept)
+    return Quota(
+        cell[0], cell[1], EDGES[kept - 1], found.tokens, found.ucb, cell_budget(_rate(sums), config.delta),
+        f"its newest {EDGES[kept - 1]}: older ones, {found.tokens / sums.n:.2f} an impression, explain at most "
+        f"{100 * found.ucb:.3f} % of H",
+    )  # fmt: skip

@@ -1,0 +1,206 @@
+"""Quotas against planted horizons: sums by recency against a loop, the shortest history that loses nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynamix.config import MaskConfig
+from dynamix.features.exposure import exposure_block
+from dynamix.features.history import EventBlock, ImpressionBlock
+from dynamix.features.quotas import from_newest
+from dynamix.features.recency import EDGES, SIZE, RecencySums, recency_block, recency_sums
+from dynamix.features.relevance import CellSums, block_sums, history_values, logit
+from dynamix.segmentation.bounds import Quadratic
+from dynamix.segmentation.masks import Statistics, Verdict, judge
+from dynamix.segmentation.quota import RecencyStatistics, Spent, quotas
+
+HEAD = "conversion"
+CONFIG = MaskConfig(delta=0.10, ne_budget=0.005)
+
+
+def blocks(
+    user: Any, z: Any, stream: Any, item: Any | None = None, *, users: int
+) -> tuple[EventBlock, ImpressionBlock, Any, Any]:
+    """Events a second apart in the order given, one impression a user after all of them, and whole histories."""
+    n = len(user)
+    items = np.full(n, -1) if item is None else np.asarray(item, np.int64)
+    events = EventBlock(
+        user=user, ts_us=np.arange(n) * 1_000_000, ingest_us=np.arange(n) * 1_000_000, request=np.full(n, -1),
+        stream=np.asarray(stream, np.int16), item=items, category=np.full(n, -1), z=np.asarray(z, np.float64),
+        dwell_bin=np.zeros(n, np.int8), censored=np.isnan(z), item_name=pa.nulls(n, pa.string()),
+        category_name=pa.nulls(n, pa.string()),
+    )  # fmt: skip
+    own = np.arange(users)
+    asked = ImpressionBlock(
+        own, np.full(users, (n + 1) * 1_000_000), np.full(users, -1), np.zeros(users, np.int64),
+        np.full(users, -1), pa.table({}),
+    )  # fmt: skip
+    offsets = np.searchsorted(user, np.arange(users + 1)).astype(np.int64)
+    return events, asked, offsets, np.arange(n, dtype=np.int64)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1), st.none() | st.integers(-3, 3), st.integers(0, 1), st.integers(1, 14)),
+        max_size=12,
+    )
+)
+def test_buckets_equal_a_loop_over_the_history(runs: list[tuple[int, int | None, int, int]]) -> None:
+    rows = [(stream, z, item) for stream, z, item, times in runs for _ in range(times)]
+    values = np.array([math.nan if z is None else float(z) for _, z, _ in rows])
+    events, asked, offsets, index = blocks(
+        np.zeros(len(rows), np.int64), values, [s for s, _, _ in rows], [i for _, _, i in rows], users=1
+    )
+    found, tokens = recency_block(events, asked, offsets, index, n_streams=2)
+    for stream in (0, 1):
+        newest = [row for row in rows[::-1] if row[0] == stream]
+        for bucket, (low, high) in enumerate(zip((0, *EDGES), (*EDGES, len(rows)), strict=True)):
+            own = newest[low:high]
+            z_own = [z for _, z, _ in own if z is not None]
+            assert tokens[0, stream, bucket] == len(own)
+            assert found[0, stream, bucket].tolist() == pytest.approx(
+                [
+                    sum(z_own) / (len(z_own) + 1),
+                    math.log(1 + len(own)),
+                    math.log(1 + sum(item == 0 for _, _, item in own)),
+                ]
+            )
+
+
+@cache
+def world(
+    horizon: int, beta: float, *, users: int, events: int = 45, seed: int = 0, streams: int = 2
+) -> tuple[Statistics, RecencyStatistics]:
+    """One segment: the newest `horizon` dwells of stream 0 act with `beta` log-odds per SD; the other streams do not."""
+    draw = np.random.default_rng(seed)
+    count = draw.integers(events // 2, events + 1, size=(users, streams))
+    user = np.repeat(np.arange(users), count.sum(axis=1))
+    kinds = np.repeat(np.tile(np.arange(streams), users), count.ravel())
+    stream = kinds[np.lexsort((draw.random(len(user)), user))]
+    made = blocks(user, draw.normal(size=len(user)), stream, users=users)
+    z, offsets = made[0].z, made[2]
+    acts = (stream == 0) & (from_newest(offsets, made[3], made[0].stream) < horizon)
+    x = np.bincount(user[acts], weights=z[acts], minlength=users)
+    x /= np.bincount(user[acts], minlength=users) + 1.0
+    p = 1 / (1 + np.exp(-(-2.5 + beta * (x - x.mean()) / x.std())))
+    y = (draw.random(users) < p).astype(np.float64)
+    return statistics(made, y)
+
+
+def statistics(
+    made: tuple[EventBlock, ImpressionBlock, Any, Any], y: Any
+) -> tuple[Statistics, RecencyStatistics]:
+    """Both kinds of sums of segment 1, given the base rate; users are halved by parity."""
+    events, asked, offsets, index = made
+    streams = int(events.stream.max()) + 1
+    base = np.full(len(y), y.mean())
+    x = exposure_block(events, asked, offsets, index, n_streams=streams)
+    parts, tokens = recency_block(events, asked, offsets, index, n_streams=streams)
+    shared = np.column_stack([history_values(events, asked, offsets, index), logit(base)])
+    whole, by_recency = {}, {}
+    for half in (0, 1):
+        for window in (-1, 0, 1, 2):
+            take = np.flatnonzero(
+                (np.arange(len(y)) % 2 == half) & ((window < 0) | (np.arange(len(y)) % 3 == window))
+            )
+            block = block_sums(
+                x[take], shared[take], y[take], base[take], asked.user[take],
+                has_dwell=np.ones((len(take), streams), bool) if window < 0 else None,
+            )  # fmt: skip
+            for f in range(streams):
+                whole[1, f"s{f}", HEAD, half, window] = CellSums.unpack(block[f])
+        take = np.flatnonzero(np.arange(len(y)) % 2 == half)
+        packed = recency_sums(
+            x[take], parts[take], tokens[take], shared[take], y[take], base[take], asked.user[take]
+        )
+        for f in range(streams):
+            by_recency[1, f"s{f}", HEAD, half] = RecencySums.unpack(packed[f])
+    return Statistics(whole, (HEAD,)), RecencyStatistics(by_recency, (HEAD,))
+
+
+def decided(found: tuple[Statistics, RecencyStatistics], config: MaskConfig = CONFIG) -> dict[str, int]:
+    """Quota of each stream that is cut."""
+    verdicts = judge(found[0], config)
+    spent = Spent.by_drops(found[0], verdicts)
+    return {q.stream: q.events for q in quotas(found[1], verdicts, config, spent=spent)}
+
+
+@pytest.mark.parametrize("horizon", [3, 10])
+def test_the_quota_is_the_planted_horizon(horizon: int) -> None:
+    assert decided(world(horizon, 0.5, users=40_000))["s0"] == horizon
+
+
+def test_a_history_that_acts_as_a_whole_is_not_cut() -> None:
+    assert "s0" not in decided(world(45, 0.5, users=40_000))
+
+
+def test_few_positives_cut_nothing() -> None:
+    assert decided(world(3, 0.5, users=1_500)) == {}
+
+
+def test_what_the_drops_cost_is_not_there_for_cuts() -> None:
+    found = world(3, 0.5, users=40_000)
+    verdicts = judge(found[0], CONFIG)
+    free = {half: Spent.by_drops(found[0], verdicts).of(HEAD, half) for half in (0, 1)}
+    full = Quadratic(q=CONFIG.ne_budget / free[0][1], trace=1.0, square=1.0)
+    spent = Spent({(HEAD, half): (full, scale) for half, (_, scale) in free.items()})
+    assert quotas(found[1], verdicts, CONFIG, spent=spent) == []
+    assert decided(found, CONFIG.model_copy(update={"ne_budget": 1e-6})) == {}
+
+
+def test_protected_and_curved_streams_and_dropped_ones_are_not_cut() -> None:
+    found = world(3, 0.5, users=40_000)
+    verdicts = judge(found[0], CONFIG)
+    spent = Spent.by_drops(found[0], verdicts)
+
+    def cut(change: Callable[[Verdict], Verdict]) -> set[str]:
+        return {q.stream for q in quotas(found[1], [change(v) for v in verdicts], CONFIG, spent=spent)}
+
+    def failing(rule: str) -> Callable[[Verdict], Verdict]:
+        return lambda v: replace(v, checks=tuple(replace(c, passed=c.rule != rule) for c in v.checks))
+
+    assert "s0" in cut(lambda v: v)
+    assert "s0" not in cut(failing("protected")) | cut(failing("curvature"))
+    assert cut(lambda v: replace(v, verdict="drop")) == set()
+
+
+def test_of_several_heads_the_longest_quota_counts() -> None:
+    short, long = (world(horizon, 0.5, users=40_000) for horizon in (3, 10))
+    heads = ("click", HEAD)
+    sums = {
+        (*k[:2], h, *k[3:]): s
+        for h, (_, r) in zip(heads, (short, long), strict=True)
+        for k, s in r.sums.items()
+    }
+    whole = {
+        (*k[:2], h, *k[3:]): s
+        for h, (w, _) in zip(heads, (short, long), strict=True)
+        for k, s in w.sums.items()
+    }
+    assert decided((Statistics(whole, heads), RecencyStatistics(sums, heads)))["s0"] == 10
+
+
+def test_sums_add_up_and_keep_their_shape() -> None:
+    found = world(10, 0.5, users=2_000)[1]
+    one, two = (found.sums[1, "s0", HEAD, half] for half in (0, 1))
+    both = found.of((1, "s0"), HEAD)
+    assert both is not None and both.pack().shape == (SIZE,)
+    np.testing.assert_allclose(both.pack(), one.pack() + two.pack())
+    assert found.older((1, "s0"), 10) == both.tokens[2:].sum()
+    pooled = RecencyStatistics(
+        {(2, *k[1:]): s for k, s in found.sums.items()} | dict(found.sums), (HEAD,)
+    ).pooled()
+    np.testing.assert_allclose(pooled.of((0, "s0"), HEAD).pack(), 2 * both.pack())  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=f"allowed: {SIZE}"):
+        RecencySums.unpack(np.zeros(SIZE - 1))
