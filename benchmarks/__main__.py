@@ -3,6 +3,7 @@
 `python -m benchmarks summary --folder W` prints what a warehouse shows after a cycle.
 `python -m benchmarks kernels [--rounds 9]` times jagged attention against dense and padded attention.
 `python -m benchmarks features [--sizes 1000000,5000000,20000000] [--runs 5]` compares engines on both feature tables.
+`python -m benchmarks gate [--rounds 5]` counts the Spark jobs of the quality gate beside those of its first form.
 `python -m benchmarks increment [--days 30,90] [--per-day 100000]` sets one more day beside a build of everything.
 """
 
@@ -12,20 +13,23 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import features, increment, kernels, summary, worlds
+from benchmarks import features, gate, increment, kernels, summary, worlds
 
 
 def main() -> int:
     """Run the named measurement; results go to standard output, progress to standard error."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", default="worlds", choices=("worlds", "summary", "kernels", "features", "increment")
+        "what",
+        nargs="?",
+        default="worlds",
+        choices=("worlds", "summary", "kernels", "features", "gate", "increment"),
     )
     parser.add_argument("--presets", default="S0,S8")
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--folder", type=Path, help="where worlds are kept between runs (default: temporary)")
-    parser.add_argument("--rounds", type=int, default=9, help="of each cell of the kernels")
+    parser.add_argument("--rounds", type=int, default=9, help="of each cell of the kernels, and of the gate")
     parser.add_argument("--days", default="30,90", help="ages of the table, for increment")
     parser.add_argument("--per-day", type=int, default=100_000, help="events, for increment")
     parser.add_argument("--late", type=int, default=2, help="days by which all rows are there, for increment")
@@ -39,6 +43,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.what == "kernels":
         kernels.main(options.rounds)
+        return 0
+    if options.what == "gate":
+        gate.main(rows=1_000_000, rounds=options.rounds)
         return 0
     if options.what == "increment":
         ages = [int(days) for days in options.days.split(",")]

@@ -17,15 +17,17 @@ from pyspark.sql import functions as F
 from sklearn.metrics import adjusted_rand_score
 
 from dynamix.config import load_config
+from dynamix.features.recency import BUCKETS, EDGES
 from dynamix.features.simulate import bayes_segments, simulate
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.context import Run, new_run_id
 from dynamix.jobs.features import cycle_calendar, seen_events
-from dynamix.jobs.mask import measure, newest_segments
+from dynamix.jobs.mask import Measured, measure, newest_segments
 from dynamix.jobs.run import execute
 from dynamix.jobs.session import get_spark
 from dynamix.jobs.verbs import latest_run_date
 from dynamix.segmentation.masks import Statistics, judge
+from dynamix.segmentation.quota import Spent, quotas, supported
 
 SETTINGS = ("mask.ne_budget=0.005", "mask.delta=0.20")
 STRONG = ("strong", "match")
@@ -39,6 +41,21 @@ class Dropped:
     weak_share: float
     all_share: float
     strong_cells: int
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Quotas against planted horizons, over kept cells in which dwell acts and a shorter history could be shown to do.
+
+    `within_one`: share of them whose quota lies in the horizon's bucket or the next; `exact` in the same one; `short`
+    below it. `older_share`: events beyond the quotas, of all tokens.
+    """
+
+    cells: int
+    within_one: float
+    exact: float
+    short: float
+    older_share: float
 
 
 def measure_world(preset: str, folder: Path, *, users: int, seed: int) -> dict[str, Any]:
@@ -59,7 +76,11 @@ def measure_world(preset: str, folder: Path, *, users: int, seed: int) -> dict[s
     kinds = {(int(r.segment), str(r.stream)): str(r.kind) for r in cells.itertuples()}
     own, _ = measure(run, "baseline", segments, version, names)
     mapping = majority(segments.where("valid_to IS NULL").select("user_id", "segment_id").toPandas(), truth)
-    found["own"] = dropped(own.statistics, run, {g: mapping.get(g, 0) for g in names}, kinds)
+    planted_of = {g: mapping.get(g, 0) for g in names}
+    found["own"] = dropped(own.statistics, run, planted_of, kinds)
+    known = cells[cells["horizon"].notna() & (cells["kind"] != "u")]
+    horizons = {(int(r.segment), str(r.stream)): int(r.horizon) for r in known.itertuples()}
+    found["lengths"] = lengths(own, run, planted_of, horizons)
     planted = spark.createDataFrame(truth[["user_id", "true"]]).select(
         "user_id", F.col("true").cast("int").alias("segment_id"), F.lit("passive").alias("tier"),
         F.lit("truth").alias("segment_version"), F.lit("1970-01-01").cast("timestamp").alias("valid_from"),
@@ -135,6 +156,32 @@ def dropped(
     return Dropped(share("null"), share("weak"), share(), strong)
 
 
+def lengths(
+    measured: Measured, run: Run, planted: Mapping[int, int], horizons: Mapping[tuple[int, str], int]
+) -> Lengths:
+    """What the quotas are against the planted horizons."""
+    verdicts = judge(measured.statistics, run.config.mask)
+    spent = Spent.by_drops(measured.statistics, verdicts)
+    cuts = quotas(measured.recency, verdicts, run.config.mask, spent=spent)
+    chosen = {(q.segment_id, q.stream): EDGES.index(q.events) + 1 for q in cuts}
+    steps = []
+    for v in verdicts:
+        sums = measured.recency.of((v.segment_id, v.stream), v.head)
+        horizon = horizons.get((planted.get(v.segment_id, 0), v.stream))
+        if v.verdict == "drop" or sums is None or horizon is None:
+            continue
+        right = int(np.searchsorted(EDGES, horizon)) + 1
+        if right < BUCKETS and supported(sums, right, run.config.mask):
+            steps.append(chosen.get((v.segment_id, v.stream), BUCKETS) - right)
+    head = measured.statistics.heads[0]
+    every = sum(s.tokens for s in measured.statistics.by_cell(head).values())
+    off = np.array(steps)
+    return Lengths(
+        len(steps), float((abs(off) <= 1).mean()), float((off == 0).mean()), float((off < 0).mean()),
+        sum(q.tokens for q in cuts) / every,
+    )  # fmt: skip
+
+
 def main(presets: list[str], folder: Path, users: int, seeds: list[int]) -> None:
     for preset in presets:
         for seed in seeds:
@@ -152,5 +199,12 @@ def main(presets: list[str], folder: Path, users: int, seeds: list[int]) -> None
                 f"{own.null_share / max(true.null_share, 1e-9):.2f}); weak {own.weak_share:.3f} / {true.weak_share:.3f}; "
                 f"all {own.all_share:.3f} / {true.all_share:.3f}; strong cells dropped {own.strong_cells} / "
                 f"{true.strong_cells}",
+                flush=True,
+            )
+            long: Lengths = found["lengths"]
+            print(
+                f"  quotas of {long.cells} cells with a horizon that can be shown: within one bucket of it "
+                f"{long.within_one:.3f}, equal {long.exact:.3f}, too short {long.short:.3f}; older events cut "
+                f"{long.older_share:.3f} of all tokens",
                 flush=True,
             )

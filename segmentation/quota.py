@@ -227,6 +227,12 @@ def _affordable(
     return min(found, key=lambda pair: pair[0])[1]
 
 
+def supported(sums: RecencySums, kept: int, config: MaskConfig) -> bool:
+    """True where enough positives have an event beyond the `kept` newest buckets for a decision (A.7 rule 2)."""
+    found = tail(sums, kept)
+    return found.positives >= support_needed(config.delta, found.deff, support=config.support)
+
+
 def _say(statistics: RecencyStatistics, cell: Cell, kept: int, config: MaskConfig) -> Quota:
     sums = statistics.of(cell, statistics.heads[0])
     assert sums is not None  # a quota comes from these sums
