@@ -96,21 +96,16 @@ def measure(folder: Path, *, days: int, per_day: int, late_days: int) -> Outcome
 def build(place: Warehouse, config: Config, source: Path, day: date) -> Build:
     """`ingest` and `features` for a run date, timed."""
     spark = get_spark("increment-bench")
-    before = {t.name: len(commits(place, t.name)) for t in TABLES}
+    before = {t.name: len(place.commits(t.name)) for t in TABLES}
     run = Run(spark, place, config, day, f"bench-{day}", quiet=True)
     began = time.perf_counter()
     done = ingest(run, events=str(source))
     middle = time.perf_counter()
     features(run)
     ended = time.perf_counter()
-    added = sum(added_bytes(path) for t in TABLES for path in commits(place, t.name)[before[t.name] :])
+    added = sum(added_bytes(path) for t in TABLES for path in place.commits(t.name)[before[t.name] :])
     replaced = len(str(done.facts["days"]).split(", ")) if done.facts.get("days") else -1
     return Build(middle - began, ended - middle, added, replaced)
-
-
-def commits(place: Warehouse, name: str) -> list[Path]:
-    """Commit files of a table, oldest first."""
-    return sorted((place.root / name / "_delta_log").glob("[0-9]" * 20 + ".json"))
 
 
 def added_bytes(commit: Path) -> int:

@@ -29,8 +29,10 @@ from dynamix.features.timeline import whole_users
 from dynamix.features.user_block import BAD, CENSORED, USABLE, Block, Reading, read_block
 from dynamix.features.window_plan import WindowPlan, window_plan
 
-SURFACE_SCHEMA = ", ".join(f"{column.name} {column.sql_type}" for column in EBF_SURFACE.columns)
-_SESSION = ", ".join(f"{column.name} {column.sql_type}" for column in EBF_SESSION.columns)
+_SESSION, SURFACE_SCHEMA = (
+    ", ".join(f"{column.name} {column.sql_type}" for column in table.columns)
+    for table in (EBF_SESSION, EBF_SURFACE)
+)
 _RESULT = {"session": f"{_SESSION}, _first bigint, _part bigint", "surface": SURFACE_SCHEMA}
 _PACKED = "kind string, block binary"
 _BATCH = 50_000

@@ -79,15 +79,15 @@ class Warehouse:
         if not self.exists(spark, name):
             return None
         # the names of the commits say it; the table's history would be a Spark job
-        return int(self._commits(name)[-1].stem)
+        return int(self.commits(name)[-1].stem)
 
-    def _commits(self, name: str) -> list[Path]:
+    def commits(self, name: str) -> list[Path]:
         """Commit files of the table, oldest first; checkpoints and compacted logs have longer names."""
         return sorted((self.root / name / "_delta_log").glob("[0-9]" * 20 + ".json"))
 
     def data_version(self, spark: SparkSession, name: str) -> int:
         """Newest commit that changed rows: compaction and property changes do not count."""
-        for path in reversed(self._commits(name)):
+        for path in reversed(self.commits(name)):
             operation = _operation(path)
             if operation is None:
                 break  # a log of another shape: let Delta say it, which is a Spark job
@@ -101,7 +101,7 @@ class Warehouse:
         """User metadata of the newest commit whose metadata has `key`; None where no kept commit has it."""
         if not (self.root / name / "_delta_log").is_dir():
             return None
-        for path in reversed(self._commits(name)):
+        for path in reversed(self.commits(name)):
             text = (_commit_info(path) or {}).get("userMetadata")
             found = json.loads(text) if text else {}
             if key in found:
@@ -113,8 +113,8 @@ class Warehouse:
 
         None where the log no longer holds all those commits: then anything may have changed.
         """
-        commits = [path for path in self._commits(name) if int(path.stem) > since]
-        newest = int(self._commits(name)[-1].stem)
+        commits = [path for path in self.commits(name) if int(path.stem) > since]
+        newest = int(self.commits(name)[-1].stem)
         if newest < since or [int(path.stem) for path in commits] != list(range(since + 1, newest + 1)):
             return None
         values: set[str] = set()
@@ -159,7 +159,7 @@ class Warehouse:
 
     def _properties(self, spark: SparkSession, name: str) -> dict[str, str]:
         """Properties of a table, from the newest commit that states them; where none is kept, by a Spark job."""
-        for path in reversed(self._commits(name)):
+        for path in reversed(self.commits(name)):
             with path.open(encoding="utf-8") as lines:
                 for line in lines:
                     if line.startswith('{"metaData"'):

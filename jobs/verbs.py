@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ from dynamix.jobs.report import report
 from dynamix.jobs.run import STEPS, execute, run_all
 from dynamix.jobs.session import get_spark
 from dynamix.jobs.settings import dump, store_config
-
-_READERS: dict[str, Callable[..., StepResult]] = {"report": report, "power": power, "plan": plan}
 
 
 def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:
