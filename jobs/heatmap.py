@@ -51,8 +51,11 @@ def grid(cells: Sequence[Cell]) -> Grid:
 
 
 def letters(cells: Sequence[Cell]) -> str:
-    """One letter, or one a tier with a stroke between them (`K|D`: active keeps, passive drops)."""
-    return "|".join(LETTERS.get(c.verdict, "?") for c in cells)
+    """One letter, or one a tier with a stroke between them (`K|D`: active keeps, passive drops).
+
+    A number after it is how many newest events a cut cell keeps (`K10`).
+    """
+    return "|".join(LETTERS.get(c.verdict, "?") + (str(c.quota) if c.cut else "") for c in cells)
 
 
 def counts(cells: Sequence[Cell]) -> dict[str, int]:
@@ -70,7 +73,8 @@ def terminal(cells: Sequence[Cell], *, truth: Truth | None = None, width: int = 
         return "no mask version yet: run `dynamix mask` first"
     table = grid(cells)
     truth = truth or {}
-    column = 10 if truth else max(7, 2 + max(len(letters(c)) for c in table.cells.values()))
+    longest = max(len(letters(c)) for c in table.cells.values())
+    column = 9 + longest if truth else max(7, 2 + longest)
     left = min(max(len(s) for s in table.streams), 30, width - column)
     per_block = max(1, (width - left) // column)
     lines: list[str] = []
@@ -107,6 +111,8 @@ def _wrong(cells: Sequence[Cell], kind: str | None) -> bool:
 def _legend(table: Grid, cells: Sequence[Cell], truth: Truth, width: int) -> list[str]:
     count = counts(cells)
     lines = ["K keep   D drop   B boost   · undecided (kept: these rows can show neither)"]
+    if any(c.cut for c in cells):
+        lines.append("K10: only the newest 10 events of the stream are kept")
     if truth:
         lines.append("after the letter: what was planted; ! marks a drop of something that matters")
     if any(len(found) > 1 for found in table.cells.values()):

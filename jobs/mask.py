@@ -92,7 +92,9 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     dropped = _tokens(measured, [v for v in proposed.verdicts if v.verdict == "drop"])
     older = sum(cut.tokens for cut in proposed.cuts.values())
     result.metrics |= {"tokens_dropped_share": (dropped + older) / every, "tokens_older_share": older / every}
-    result.facts |= {"mask_version": version, "given": given, "heatmap": terminal(cells_from_rows(own))}
+    cells = cells_from_rows(own, whole=lambda stream: run.config.declaration(stream).length)
+    result.facts |= {"mask_version": version, "given": given, "heatmap": terminal(cells)}
+    result.counters["cells_cut"] = len(proposed.cuts)
     return result
 
 

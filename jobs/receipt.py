@@ -95,7 +95,8 @@ def removal(data: ReportData) -> str:
     count = counts(data.cells)
     total = len(data.cells)
     dropped = sum(not c.keep for c in data.cells)
-    if not dropped:
+    cut = sum(c.cut for c in data.cells)
+    if not dropped and not cut:
         return (
             f"Nothing can go yet: of {total} cells (segment × stream) none could be shown to be negligible within "
             f"the NE budget of {pct(data.ne_budget)}. {count['keep'] + count['boost']} are needed, "
@@ -105,11 +106,13 @@ def removal(data: ReportData) -> str:
     head = (
         f"{dropped} of {total} cells (segment × stream) can go within an NE budget of {pct(data.ne_budget)}"
     )
+    if cut:
+        head += f", and of {cut} more the older events"
     if shares is None:
         return f"{head}; how many events that is was not measured."
     gone, theirs, users = shares
     return (
-        f"{head}: for {pct(users)} of the users {pct(theirs)} of the events in their histories, "
+        f"{head}: whole cells are {pct(theirs)} of the events in the histories of {pct(users)} of the users, "
         f"{pct(gone)} over all users (effects above {data.delta:g} log-odds per SD are excluded)."
     )
 
@@ -155,8 +158,8 @@ def _decision(e: Evidence) -> str:
 
 def savings(data: ReportData) -> list[str]:
     """What the mask saves: tokens, seconds, and money where prices are given."""
-    if all(c.keep for c in data.cells):
-        return ["Saved: nothing, as nothing is dropped."]
+    if all(c.keep and not c.cut for c in data.cells):
+        return ["Saved: nothing, as nothing is dropped or cut."]
     e = data.evidence
     full, masked = (e.keep_all, e.masked) if e is not None else (None, None)
     if e is None or full is None or masked is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -36,6 +36,13 @@ class Cell:
     relevance_ucb: float | None = None
     positives: int = 0
     tokens: float = 0.0
+    whole: int = 0
+    """Quota of a stream whose history is not cut, 0 where it is not known."""
+
+    @property
+    def cut(self) -> bool:
+        """True where the cell keeps its newest events only."""
+        return self.keep and 0 < self.quota < self.whole
 
 
 @dataclass(frozen=True)
@@ -339,8 +346,10 @@ def newest_evidence(private: Path) -> tuple[Evidence, str] | None:
     return None
 
 
-def cells_from_rows(rows: Iterable[Mapping[str, Any]]) -> tuple[Cell, ...]:
-    """Cells from rows of `masks`, ordered by segment, tier and stream."""
+def cells_from_rows(
+    rows: Iterable[Mapping[str, Any]], *, whole: Callable[[str], int] | None = None
+) -> tuple[Cell, ...]:
+    """Cells from rows of `masks`, ordered by segment, tier and stream; `whole` gives a stream's uncut quota."""
     cells = [
         Cell(
             segment_id=int(r["segment_id"]),
@@ -357,6 +366,7 @@ def cells_from_rows(rows: Iterable[Mapping[str, Any]]) -> tuple[Cell, ...]:
             relevance_ucb=number(r.get("relevance_ucb")),
             positives=int(r.get("positives") or 0),
             tokens=number(r.get("tokens")) or 0.0,
+            whole=whole(str(r["stream"])) if whole else 0,
         )
         for r in rows
     ]

@@ -60,7 +60,7 @@ def gather(run: Run, *, truth: Path | None = None) -> ReportData:
         mask_version=str(masks[0]["mask_version"]),
         segment_version=str(masks[0]["segment_version"]),
         mask_status=str(masks[0]["status"]),
-        cells=cells_from_rows(masks),
+        cells=cells_from_rows(masks, whole=lambda stream: run.config.declaration(stream).length),
         statistics_days=_statistics_days(run),
     )
     data = replace(

@@ -195,3 +195,12 @@ def test_figures_of_a_nested_gate_are_found() -> None:
 def test_evidence_of_another_mask_does_not_fit() -> None:
     e = Evidence((Arm("masked", mask_version="m1"),))
     assert fits(e, "m1") and not fits(e, "m2") and fits(Evidence(), "m2")
+
+
+def test_cut_histories_are_counted_beside_whole_cells() -> None:
+    plain = world(cell(1, "a", "drop"), cell(1, "b", "keep"), cell(2, "a", "keep"), cell(2, "b", "keep"))
+    cut = tuple(replace(c, quota=3, whole=50) if c.keep else c for c in plain.cells)
+    assert ", and of 3 more the older events" in receipt(replace(plain, cells=cut))[1]
+    assert "older events" not in receipt(plain)[1]
+    only = replace(plain, cells=cut[1:])
+    assert "0 of 3 cells" in receipt(only)[1] and "Saved: nothing" not in "\n".join(receipt(only))

@@ -273,3 +273,13 @@ def test_cells_from_rows_take_nulls_as_not_measured() -> None:
         "relevance": None,
     }
     assert cells_from_rows([row])[0].relevance is None
+
+
+def test_a_cut_cell_shows_how_many_events_it_keeps() -> None:
+    row = {
+        "segment_id": 2, "segment_name": "x", "tier": "*", "stream": "a", "keep": True, "verdict": "keep", "quota": 10,
+    }  # fmt: skip
+    cut, whole = (cells_from_rows([row], whole=lambda _, n=n: n) for n in (50, 10))
+    assert (cut[0].cut, whole[0].cut, cells_from_rows([row])[0].cut) == (True, False, False)
+    assert "K10" in heatmap.terminal(cut) and "newest 10 events" in heatmap.terminal(cut)
+    assert "K10" not in heatmap.terminal(whole)
