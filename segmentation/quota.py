@@ -17,6 +17,7 @@ from dynamix.features.recency import BUCKETS, EDGES, SHARED, WHOLE_STREAM, Recen
 from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, support_needed
 from dynamix.segmentation.effects import block_quadratic, effect, given_rest, whitening
 from dynamix.segmentation.masks import BOTH, ORDER_WEIGHT, Cell, Statistics, Verdict, population
+from dynamix.segmentation.prior import expected_losses
 
 _ALWAYS = SHARED + len(WHOLE_STREAM)
 
@@ -202,18 +203,23 @@ def _affordable(
     """
     found = []
     for order_on in (0, 1):
-        price: dict[Cell, float] = {}
+        own: dict[Cell, Tail] = {}
         named: dict[Cell, Tail] = {}
+        weight: list[float] = []
         for cell in cells:
             ordering, bounding = (statistics.of(cell, head, half=half) for half in (order_on, 1 - order_on))
             if ordering is None or bounding is None:
                 continue
             kept = _shortest(ordering, config, floor[cell[0]] / 2, bounded=False)
             if kept < BUCKETS:
-                own = tail(ordering, kept).quadratic
+                own[cell] = tail(ordering, kept)
                 named[cell] = tail(bounding, kept)
-                noise = ORDER_WEIGHT * float(np.sqrt(2.0 * own.square))
-                price[cell] = (max(own.estimate, 0.0) + noise) / max(named[cell].tokens, 1.0)
+                weight.append(ordering.w)
+        means, sds = expected_losses([t.quadratic for t in own.values()], weight)
+        price = {
+            cell: float(mean + ORDER_WEIGHT * sd) / max(named[cell].tokens, 1.0)
+            for cell, mean, sd in zip(own, means, sds, strict=True)
+        }
         total, scale = spent.of(head, 1 - order_on)
         taken: dict[Cell, int] = {}
         saved = 0.0
