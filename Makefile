@@ -60,8 +60,12 @@ lint: setup .typing ## ruff and mypy --strict
 notebooks: demo ## execute every notebook on the demo's warehouse
 	@for page in notebooks/*.py; do echo "$$page"; $(PY) "$$page"; done
 
-bundle: setup ## build and check the Databricks bundle
-	@echo "no bundle yet" >&2; exit 2
+TARGET ?= dev
+bundle: setup ## build the wheel of the Databricks bundle and check the bundle (TARGET=dev, staging or prod)
+	@$(PY) scripts/bundle_wheel.py
+	@$(PY) -m pytest tests/bundle --verbose --no-header
+	@if command -v databricks > /dev/null; then databricks bundle validate --target $(TARGET); \
+	else echo "NOT RUN: databricks bundle validate, as there is no databricks command on PATH (docs/deploy.md)"; fi
 
 lock: ## resolve the lock anew from pyproject.toml and constraints.in
 	@$(PY) -m uv pip compile pyproject.toml --extra dev -c constraints.in --universal --python-version 3.11 \

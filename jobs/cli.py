@@ -36,7 +36,11 @@ class Outcome:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code of docs/architecture.md ("Exit codes")."""
-    arguments = build_parser().parse_args(argv)
+    return perform(build_parser().parse_args(argv)).exit_code
+
+
+def perform(arguments: Namespace) -> Outcome:
+    """Run the parsed verb, say what it found or why it failed, and return that; no error of it escapes."""
     outcome = Outcome(verb=arguments.verb)
     try:
         HANDLERS[arguments.verb](arguments, outcome)
@@ -50,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fail(outcome, arguments, code, f"{type(trouble).__name__}: {first[:400]} (--debug shows the trace)")
     if arguments.json:
         print(json.dumps(asdict(outcome), default=str))
-    return outcome.exit_code
+    return outcome
 
 
 def _fail(outcome: Outcome, arguments: Namespace, code: int, message: str) -> None:

@@ -1,0 +1,133 @@
+"""`dynamix-task`: failures are raised, `mask` leaves its task value; a stand-in plays the platform."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from datetime import date
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+from dynamix.contracts import MASKS
+from dynamix.features.tables import Warehouse
+from dynamix.jobs import task
+from dynamix.jobs.cli import Outcome
+from dynamix.jobs.frames import table_frame
+
+OLD, NEW = "m20260101-aaaaaaaa", "m20260102-bbbbbbbb"
+
+
+class Platform:
+    """Stand-in for `dbutils.jobs.taskValues`: remembers what was set."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, int] = {}
+        self.sessions: list[object] = []
+
+    def set(self, key: str, value: int) -> None:
+        self.values[key] = value
+
+    def utilities(self, spark: object) -> SimpleNamespace:
+        self.sessions.append(spark)
+        return SimpleNamespace(jobs=SimpleNamespace(taskValues=self))
+
+
+@pytest.fixture
+def platform(monkeypatch: pytest.MonkeyPatch) -> Platform:
+    stand_in = Platform()
+    module = ModuleType("pyspark.dbutils")
+    module.DBUtils = stand_in.utilities  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pyspark.dbutils", module)
+    monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "19.0")
+    return stand_in
+
+
+@pytest.fixture
+def mask_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verb has run and 3 cells differ."""
+
+    def perform(arguments: Namespace) -> Outcome:
+        return Outcome(verb=arguments.verb, facts={"mask_version": NEW})
+
+    def changed(spark: object, warehouse: Warehouse, version: str) -> int:
+        return {("w", NEW): 3}[warehouse.root.name, version]
+
+    monkeypatch.setattr(task, "perform", perform)
+    monkeypatch.setattr(task, "get_spark", lambda: "session")
+    monkeypatch.setattr(task, "changed_cells", changed)
+
+
+def test_mask_sets_the_number_of_changed_cells(platform: Platform, mask_done: None) -> None:
+    assert task.main(["mask", "--warehouse", "w"]) is None  # type: ignore[func-returns-value]
+    assert platform.values == {"changed_cells": 3}
+    assert platform.sessions == ["session"]
+
+
+def test_other_verbs_set_nothing(platform: Platform, mask_done: None) -> None:
+    task.main(["features", "--warehouse", "w"])
+    assert platform.values == {}
+
+
+def test_away_from_the_platform_the_value_is_said_and_not_set(
+    monkeypatch: pytest.MonkeyPatch, mask_done: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("DATABRICKS_RUNTIME_VERSION", raising=False)
+    task.main(["mask", "--warehouse", "w"])
+    assert "changed_cells = 3; no task value set" in capsys.readouterr().err
+
+
+def test_a_failed_verb_is_an_exception_with_its_code_and_message(
+    tmp_path: Path, platform: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["mask", "--warehouse", str(tmp_path), "--set", "mask.ne_bugdet=1"]
+    with pytest.raises(task.TaskFailed, match=r"dynamix mask: exit code 2: .*mask\.ne_bugdet"):
+        task.main(argv)
+    assert "mask.ne_bugdet" in capsys.readouterr().err
+    assert platform.values == {}
+
+
+def test_wrong_usage_is_an_exception_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(task.TaskFailed, match="exit code 2"):
+        task.main(["mask"])
+    assert "--warehouse" in capsys.readouterr().err
+
+
+def test_the_version_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    task.main(["--version"])
+    assert capsys.readouterr().out.startswith("dynamix ")
+
+
+def cell(version: str, status: str, segment: int, stream: str, keep: bool) -> dict[str, Any]:
+    return {
+        "mask_version": version, "seq": 1, "segment_version": "s20260101-00000000", "segment_id": segment,
+        "segment_name": f"segment {segment}", "tier": "*", "stream": stream, "keep": keep,
+        "quota": 50 if keep else 0, "boost": 0.0, "attributes": None, "relevance": None,
+        "relevance_lcb": None, "relevance_ucb": None, "positives": 0, "tokens": 1.0,
+        "verdict": "keep" if keep else "drop", "reason": "as the test says", "status": status,
+        "run_date": date(2026, 1, 2), "run_id": "r",
+    }  # fmt: skip
+
+
+@pytest.mark.spark
+def test_changed_cells_are_those_dropped_on_one_side_only(spark: SparkSession, tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    rows = [
+        cell(OLD, "published", 1, "shop/view", False),  # dropped in both
+        cell(OLD, "published", 1, "feed/view", False),  # kept again
+        cell(OLD, "published", 2, "shop/view", True),
+        cell("m20260101-cccccccc", "retired", 2, "feed/view", False),  # says nothing
+        cell(NEW, "proposed", 1, "shop/view", False),
+        cell(NEW, "proposed", 1, "feed/view", True),
+        cell(NEW, "proposed", 2, "shop/view", False),  # dropped now
+        cell(NEW, "proposed", 2, "mail/view", True),  # a new stream, kept
+    ]
+    warehouse.replace(spark, MASKS, table_frame(spark, MASKS, rows))
+    assert task.changed_cells(spark, warehouse, NEW) == 2
+    assert task.changed_cells(spark, warehouse, OLD) == 0
+    first = [row for row in rows if row["status"] == "proposed"]
+    warehouse.replace(spark, MASKS, table_frame(spark, MASKS, first))
+    assert task.changed_cells(spark, warehouse, NEW) == 2  # nothing is published: every dropped cell
