@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from dynamix.contracts import MASKS
@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise TaskFailed(f"dynamix {outcome.verb}: exit code {outcome.exit_code}: {outcome.message}")
     if outcome.verb == "mask":
         spark = get_spark()
-        changed = changed_cells(spark, Warehouse(arguments.warehouse), str(outcome.facts["mask_version"]))
+        masks = Warehouse(arguments.warehouse).read(spark, MASKS.name)
+        changed = changed_cells(masks, str(outcome.facts["mask_version"]))
         values = task_values(spark)
         if values is None:
             print(
@@ -61,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             values.set(key=CHANGED_CELLS, value=changed)
 
 
-def changed_cells(spark: SparkSession, warehouse: Warehouse, version: str) -> int:
+def changed_cells(masks: DataFrame, version: str) -> int:
     """Cells (segment, tier, stream) that this version drops and the published one keeps, or the reverse.
 
     Without a published version every dropped cell counts; a published version counts 0 against itself.
     """
-    masks = warehouse.read(spark, MASKS.name).where(~F.col("keep"))
-    rows = masks.where((F.col("mask_version") == version) | (F.col("status") == "published"))
+    either = (F.col("mask_version") == version) | (F.col("status") == "published")
+    rows = masks.where(~F.col("keep") & either)
     columns = ("mask_version", "status", "segment_id", "tier", "stream")
     cells = [row.asDict() for row in rows.select(*columns).collect()]
 

@@ -53,12 +53,16 @@ def mask_done(monkeypatch: pytest.MonkeyPatch) -> None:
     def perform(arguments: Namespace) -> Outcome:
         return Outcome(verb=arguments.verb, facts={"mask_version": NEW})
 
-    def changed(spark: object, warehouse: Warehouse, version: str) -> int:
-        return {("w", NEW): 3}[warehouse.root.name, version]
+    def changed(masks: object, version: str) -> int:
+        return {("masks of w", NEW): 3}[str(masks), version]
+
+    def read(warehouse: Warehouse, spark: object, name: str) -> str:
+        return f"{name} of {warehouse.root.name}"
 
     monkeypatch.setattr(task, "perform", perform)
     monkeypatch.setattr(task, "get_spark", lambda: "session")
     monkeypatch.setattr(task, "changed_cells", changed)
+    monkeypatch.setattr(Warehouse, "read", read)
 
 
 def test_mask_sets_the_number_of_changed_cells(platform: Platform, mask_done: None) -> None:
@@ -113,8 +117,7 @@ def cell(version: str, status: str, segment: int, stream: str, keep: bool) -> di
 
 
 @pytest.mark.spark
-def test_changed_cells_are_those_dropped_on_one_side_only(spark: SparkSession, tmp_path: Path) -> None:
-    warehouse = Warehouse(tmp_path)
+def test_changed_cells_are_those_dropped_on_one_side_only(spark: SparkSession) -> None:
     rows = [
         cell(OLD, "published", 1, "shop/view", False),  # dropped in both
         cell(OLD, "published", 1, "feed/view", False),  # kept again
@@ -125,9 +128,8 @@ def test_changed_cells_are_those_dropped_on_one_side_only(spark: SparkSession, t
         cell(NEW, "proposed", 2, "shop/view", False),  # dropped now
         cell(NEW, "proposed", 2, "mail/view", True),  # a new stream, kept
     ]
-    warehouse.replace(spark, MASKS, table_frame(spark, MASKS, rows))
-    assert task.changed_cells(spark, warehouse, NEW) == 2
-    assert task.changed_cells(spark, warehouse, OLD) == 0
-    first = [row for row in rows if row["status"] == "proposed"]
-    warehouse.replace(spark, MASKS, table_frame(spark, MASKS, first))
-    assert task.changed_cells(spark, warehouse, NEW) == 2  # nothing is published: every dropped cell
+    masks = table_frame(spark, MASKS, rows)
+    assert task.changed_cells(masks, NEW) == 2
+    assert task.changed_cells(masks, OLD) == 0
+    first = masks.where("status = 'proposed'")
+    assert task.changed_cells(first, NEW) == 2  # nothing is published: every dropped cell
