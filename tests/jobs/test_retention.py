@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from delta.tables import DeltaTable
 from pyspark.sql import SparkSession
 
 from dynamix.contracts import STREAMS
@@ -80,30 +81,34 @@ class Widgets:
         return self.given[name]
 
 
+CHECK = "spark.databricks.delta.retentionDurationCheck.enabled"
+
+
 @pytest.mark.spark
-def test_the_notebook_removes_what_is_not_pinned_and_leaves_what_is(
+def test_the_notebook_vacuums_with_the_hours_of_the_pins(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a floor: the pinned version is readable after VACUUM; unpinned, its file goes."""
+    """Without a floor version 0, overwritten a moment ago, gets the begun hour and one to spare."""
     warehouse = Warehouse(tmp_path)
-    for day in ("2026-01-01", "2026-01-02"):
-        row = {
-            "stream_id": 0, "stream": "shop/view", "first_seen": datetime.fromisoformat(f"{day}T00:00:00+00:00"),
-            "is_conversion": False, "has_dwell": True,
-        }  # fmt: skip
-        warehouse.replace(spark, STREAMS, table_frame(spark, STREAMS, [row]))
-    pins: dict[str, set[int]] = {"streams": {1}}
-    monkeypatch.setattr("dynamix.jobs.retention.pinned_versions", lambda warehouse, registry: pins)
-    spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
-    widgets = Widgets(warehouse=str(tmp_path), keep_hours="0")
+    row = {
+        "stream_id": 0, "stream": "shop/view", "first_seen": datetime(2026, 1, 1, tzinfo=UTC),
+        "is_conversion": False, "has_dwell": True,
+    }  # fmt: skip
+    warehouse.replace(spark, STREAMS, table_frame(spark, STREAMS, [row]))  # commit 0 creates, commit 1 writes
+    vacuumed = []
+    vacuum = DeltaTable.vacuum
+
+    def noted(table: DeltaTable, hours: float) -> object:
+        vacuumed.append(hours)
+        return vacuum(table, hours)
+
+    monkeypatch.setattr(DeltaTable, "vacuum", noted)
+    monkeypatch.setattr(retention, "pinned_versions", lambda warehouse, registry: {"streams": {0}})
     page = PROJECT / "notebooks" / "databricks" / "maintenance.py"
+    widgets = Widgets(warehouse=str(tmp_path), keep_hours="0")
+    spark.conf.set(CHECK, "false")
     try:
         runpy.run_path(str(page), init_globals={"dbutils": SimpleNamespace(widgets=widgets)})
-        assert warehouse.read(spark, "streams", version=1).count() == 1
-        pins.clear()
-        runpy.run_path(str(page), init_globals={"dbutils": SimpleNamespace(widgets=widgets)})
     finally:
-        spark.conf.unset("spark.databricks.delta.retentionDurationCheck.enabled")
-    assert warehouse.read(spark, "streams").count() == 1
-    with pytest.raises(EnvironmentTrouble, match="vacuumed"):
-        warehouse.files(spark, "streams", version=1, where="true")
+        spark.conf.unset(CHECK)
+    assert vacuumed == [2]
