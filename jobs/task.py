@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -19,9 +19,16 @@ from dynamix.features.tables import Warehouse
 from dynamix.jobs.cli import perform
 from dynamix.jobs.options import build_parser
 from dynamix.jobs.session import get_spark
+from dynamix.jobs.settings import resolve_config
 
 CHANGED_CELLS = "changed_cells"
 """Task value of `mask`, read by the condition in resources/daily.yml."""
+
+
+Cell: TypeAlias = tuple[int, str, str]
+"""Segment id, tier, stream."""
+Grid: TypeAlias = dict[Cell, tuple[int, float]]
+"""Quota and boost of every cell of a mask version."""
 
 
 class TaskFailed(RuntimeError):
@@ -52,7 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if outcome.verb == "mask":
         spark = get_spark()
         masks = Warehouse(arguments.warehouse).read(spark, MASKS.name)
-        changed = changed_cells(masks, str(outcome.facts["mask_version"]))
+        config = resolve_config(
+            warehouse=arguments.warehouse, events=None, files=arguments.config, settings=arguments.settings
+        )
+        changed = changed_cells(
+            masks, str(outcome.facts["mask_version"]), whole=lambda stream: config.declaration(stream).length
+        )
         values = task_values(spark)
         if values is None:
             print(
@@ -62,22 +74,29 @@ def main(argv: Sequence[str] | None = None) -> None:
             values.set(key=CHANGED_CELLS, value=changed)
 
 
-def changed_cells(masks: DataFrame, version: str) -> int:
-    """Cells (segment, tier, stream) that this version drops and the published one keeps, or the reverse.
+def changed_cells(masks: DataFrame, version: str, *, whole: Callable[[str], int]) -> int:
+    """Cells (segment, tier, stream) whose quota or boost differs between this version and the published one.
 
-    Without a published version every dropped cell counts; a published version counts 0 against itself.
+    A cell that one of them lacks is kept as a whole there: quota `whole(stream)`, no boost. So without a
+    published version every dropped, cut or boosted cell counts, and a published version counts 0 against itself.
     """
-    either = (F.col("mask_version") == version) | (F.col("status") == "published")
-    rows = masks.where(~F.col("keep") & either)
-    columns = ("mask_version", "status", "segment_id", "tier", "stream")
-    cells = [row.asDict() for row in rows.select(*columns).collect()]
+    rows = masks.where((F.col("mask_version") == version) | (F.col("status") == "published"))
+    columns = ("mask_version", "status", "segment_id", "tier", "stream", "quota", "boost")
+    own: Grid = {}
+    published: Grid = {}
+    for row in rows.select(*columns).collect():
+        cell = (row["segment_id"], row["tier"], row["stream"])
+        for side, belongs in (
+            (own, row["mask_version"] == version),
+            (published, row["status"] == "published"),
+        ):
+            if belongs:
+                side[cell] = (row["quota"], row["boost"])
 
-    def dropped(chosen: list[dict[str, object]]) -> set[tuple[object, ...]]:
-        return {(c["segment_id"], c["tier"], c["stream"]) for c in chosen}
+    def kept(side: Grid, cell: Cell) -> tuple[int, float]:
+        return side.get(cell, (whole(cell[2]), 0.0))
 
-    own = dropped([c for c in cells if c["mask_version"] == version])
-    published = dropped([c for c in cells if c["status"] == "published"])
-    return len(own ^ published)
+    return sum(kept(own, cell) != kept(published, cell) for cell in own.keys() | published.keys())
 
 
 def task_values(spark: SparkSession) -> TaskValues | None:

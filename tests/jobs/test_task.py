@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from dynamix.contracts import MASKS
 from dynamix.features.tables import Warehouse
@@ -18,6 +19,7 @@ from dynamix.jobs import task
 from dynamix.jobs.cli import Outcome
 from dynamix.jobs.frames import table_frame
 
+MASK = ["mask", "--warehouse", "w", "--set", "streams={shop/view: {length: 7}}"]
 OLD, NEW = "m20260101-aaaaaaaa", "m20260102-bbbbbbbb"
 
 
@@ -53,7 +55,8 @@ def mask_done(monkeypatch: pytest.MonkeyPatch) -> None:
     def perform(arguments: Namespace) -> Outcome:
         return Outcome(verb=arguments.verb, facts={"mask_version": NEW})
 
-    def changed(masks: object, version: str) -> int:
+    def changed(masks: object, version: str, *, whole: Callable[[str], int]) -> int:
+        assert (whole("shop/view"), whole("feed/view")) == (7, 50)  # declared below, and the default
         return {("masks of w", NEW): 3}[str(masks), version]
 
     def read(warehouse: Warehouse, spark: object, name: str) -> str:
@@ -66,7 +69,7 @@ def mask_done(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mask_sets_the_number_of_changed_cells(platform: Platform, mask_done: None) -> None:
-    assert task.main(["mask", "--warehouse", "w"]) is None  # type: ignore[func-returns-value]
+    assert task.main(MASK) is None  # type: ignore[func-returns-value]
     assert platform.values == {"changed_cells": 3}
     assert platform.sessions == ["session"]
 
@@ -80,7 +83,7 @@ def test_away_from_the_platform_the_value_is_said_and_not_set(
     monkeypatch: pytest.MonkeyPatch, mask_done: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("DATABRICKS_RUNTIME_VERSION", raising=False)
-    task.main(["mask", "--warehouse", "w"])
+    task.main(MASK)
     assert "changed_cells = 3; no task value set" in capsys.readouterr().err
 
 
@@ -105,31 +108,40 @@ def test_the_version_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("dynamix ")
 
 
-def cell(version: str, status: str, segment: int, stream: str, keep: bool) -> dict[str, Any]:
+def cell(version: str, status: str, segment: int, stream: str, quota: int) -> dict[str, Any]:
     return {
         "mask_version": version, "seq": 1, "segment_version": "s20260101-00000000", "segment_id": segment,
-        "segment_name": f"segment {segment}", "tier": "*", "stream": stream, "keep": keep,
-        "quota": 50 if keep else 0, "boost": 0.0, "attributes": None, "relevance": None,
-        "relevance_lcb": None, "relevance_ucb": None, "positives": 0, "tokens": 1.0,
-        "verdict": "keep" if keep else "drop", "reason": "as the test says", "status": status,
-        "run_date": date(2026, 1, 2), "run_id": "r",
+        "segment_name": f"segment {segment}", "tier": "*", "stream": stream, "keep": quota > 0, "quota": quota,
+        "boost": 0.0, "positives": 0, "tokens": 1.0, "verdict": "keep" if quota else "drop",
+        "reason": "as the test says", "status": status, "run_date": date(2026, 1, 2), "run_id": "r",
     }  # fmt: skip
 
 
 @pytest.mark.spark
-def test_changed_cells_are_those_dropped_on_one_side_only(spark: SparkSession) -> None:
+def test_changed_cells_are_those_with_another_quota(spark: SparkSession) -> None:
     rows = [
-        cell(OLD, "published", 1, "shop/view", False),  # dropped in both
-        cell(OLD, "published", 1, "feed/view", False),  # kept again
-        cell(OLD, "published", 2, "shop/view", True),
-        cell("m20260101-cccccccc", "retired", 2, "feed/view", False),  # says nothing
-        cell(NEW, "proposed", 1, "shop/view", False),
-        cell(NEW, "proposed", 1, "feed/view", True),
-        cell(NEW, "proposed", 2, "shop/view", False),  # dropped now
-        cell(NEW, "proposed", 2, "mail/view", True),  # a new stream, kept
+        cell(OLD, "published", 1, "shop/view", 0),  # dropped in both
+        cell(OLD, "published", 1, "feed/view", 0),  # kept again
+        cell(OLD, "published", 2, "shop/view", 50),
+        cell(OLD, "published", 2, "feed/view", 20),  # cut in both
+        cell(OLD, "published", 2, "chat/view", 5),
+        cell(OLD, "published", 3, "feed/view", 20),  # the segment is gone: whole now
+        cell("m20260101-cccccccc", "retired", 2, "feed/view", 0),  # says nothing
+        cell(NEW, "proposed", 1, "shop/view", 0),
+        cell(NEW, "proposed", 1, "feed/view", 50),
+        cell(NEW, "proposed", 2, "shop/view", 10),  # cut now
+        cell(NEW, "proposed", 2, "feed/view", 20),
+        cell(NEW, "proposed", 2, "chat/view", 5),
+        cell(NEW, "proposed", 2, "mail/view", 50),  # a new stream, whole
+        cell(NEW, "proposed", 1, "mail/view", 0),  # a new stream, dropped
     ]
     masks = table_frame(spark, MASKS, rows)
-    assert task.changed_cells(masks, NEW) == 2
-    assert task.changed_cells(masks, OLD) == 0
-    first = masks.where("status = 'proposed'")
-    assert task.changed_cells(first, NEW) == 2  # nothing is published: every dropped cell
+
+    def changed(masks: DataFrame, version: str) -> int:
+        return task.changed_cells(masks, version, whole=lambda stream: 50)
+
+    assert changed(masks, NEW) == 4
+    assert changed(masks, OLD) == 0
+    assert (
+        changed(masks.where("status = 'proposed'"), NEW) == 4
+    )  # nothing is published: 2 dropped by 1, 1 cut, ...
