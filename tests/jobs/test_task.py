@@ -143,5 +143,5 @@ def test_changed_cells_are_those_with_another_quota(spark: SparkSession) -> None
     assert changed(masks, NEW) == 4
     assert changed(masks, OLD) == 0
     assert (
-        changed(masks.where("status = 'proposed'"), NEW) == 4
-    )  # nothing is published: 2 dropped by 1, 1 cut, ...
+        changed(masks.where("status = 'proposed'"), NEW) == 5
+    )  # nothing is published: whatever is not whole
