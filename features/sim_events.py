@@ -6,7 +6,7 @@ the dwell, so the dwell that the pipeline derives is the one that was drawn (doc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,19 +47,28 @@ class Content:
 
 
 def draw_users(world: World, n: int, days: int, rng: np.random.Generator) -> Users:
-    """`n` users; the tier is `active` iff the planned number of events is at least the median one."""
+    """`n` users; `active` iff the planned number of events is at least the median one and the user is not cold."""
     preset = world.preset
     activity = rng.normal(size=n)
     planned = np.exp(np.log(W.EVENTS_MEDIAN * days / W.BASE_DAYS) + W.EVENTS_LOG_SD * activity)
     end_rate = W.SESSION_END_RATE * np.exp(preset.session_end_log_sd * rng.normal(size=n))
-    return Users(
+    users = Users(
         segment=rng.choice(W.N_SEGMENTS, size=n, p=W.SEGMENT_SHARES).astype(np.int64),
         planned=np.clip(np.rint(planned), 1, W.EVENTS_MAX).astype(np.int64),
         active=activity >= np.median(activity),
         habit=preset.habit_sd * rng.normal(size=n),
-        effect=W.USER_EFFECT_SD * rng.normal(size=n),
+        effect=preset.user_effect_sd * rng.normal(size=n),
         end_rate=np.clip(end_rate, 0.05, 0.8),
     )
+    return _with_cold(users, preset.cold_share, days, rng) if preset.cold_share else users
+
+
+def _with_cold(users: Users, share: float, days: int, rng: np.random.Generator) -> Users:
+    """A share of the users, drawn at random, gets too few events to leave the cold segment."""
+    cold = rng.random(len(users.planned)) < share
+    few = rng.integers(1, W.COLD_EVENTS_MAX + 1, size=len(cold)) * days / W.BASE_DAYS
+    planned = np.where(cold, np.maximum(np.rint(few), 1), users.planned).astype(np.int64)
+    return replace(users, planned=planned, active=users.active & ~cold)
 
 
 def draw_content(
@@ -71,6 +80,10 @@ def draw_content(
     dwell = _draw_dwell(world.dwell_mean[stream] + users.habit[user], rng)
     item = draw_items(len(user), rng)
     ends = (rng.random(len(user)) < users.end_rate[user]) | np.append(user[1:] != user[:-1], True)
+    if len(world.copies):
+        row, stream, dwell = _with_copies(world, stream, dwell, users.habit[user], rng)
+        user, item = user[row], item[row]
+        ends = ends[row] & np.append(row[1:] != row[:-1], True)  # a session ends with the copy
     session = np.cumsum(ends) - ends
     opens = np.flatnonzero(np.insert(ends[:-1], 0, True))
     before = np.cumsum(dwell) - dwell
@@ -102,12 +115,37 @@ def draw_items(n: int, rng: np.random.Generator) -> Ints:
 
 
 def _draw_streams(world: World, segment: Ints, rng: np.random.Generator) -> Ints:
-    """One stream an event from its segment's mix: inverse CDF of all segments laid end to end."""
-    cdf = np.cumsum(world.mix, axis=1)
+    """One stream an event from its segment's mix: inverse CDF of all segments laid end to end; no copies yet."""
+    mix = world.mix.copy()
+    mix[:, world.copies] = 0.0
+    cdf = np.cumsum(mix, axis=1)
     laid = ((cdf / cdf[:, -1:]) + np.arange(W.N_SEGMENTS)[:, None]).ravel()
     place = np.searchsorted(laid, segment + rng.random(len(segment)), side="right")
     stream = np.asarray(place - segment * W.N_STREAMS, dtype=np.int64)
     return np.minimum(np.maximum(stream, 0), W.N_STREAMS - 1)  # rounding may step over an end
+
+
+def _with_copies(
+    world: World, stream: Ints, dwell: Ints, habit: Floats, rng: np.random.Generator
+) -> tuple[Ints, Ints, Ints]:
+    """Rows with a copy right after most events of a copied stream: (row it stems from, stream, dwell), each (N,).
+
+    The copy has the item of its original, is in the same session, and its log dwell follows the original's.
+    """
+    copy = np.full(W.N_STREAMS, -1, dtype=np.int64)
+    copy[world.copy_of[world.copies]] = world.copies
+    follows = (copy[stream] >= 0) & (rng.random(len(stream)) < W.COPY_RATE)
+    row = np.repeat(np.arange(len(stream)), 1 + follows)
+    new = np.append(False, row[1:] == row[:-1])
+    source = row[new]
+    own = np.log(dwell[source]) - world.dwell_mean[stream[source]] - habit[source]
+    noise = W.DWELL_LOG_SD * rng.normal(size=len(source))
+    log = W.COPY_CORRELATION * own + np.sqrt(1 - W.COPY_CORRELATION**2) * noise
+    stream, dwell = stream[row], dwell[row]
+    stream[new] = copy[stream[new]]
+    drawn = np.exp(world.dwell_mean[stream[new]] + habit[source] + log)
+    dwell[new] = np.clip(np.rint(drawn), 1, W.DWELL_MAX_MS).astype(np.int64)
+    return row, stream, dwell
 
 
 def _draw_dwell(log_mean: Floats, rng: np.random.Generator) -> Ints:

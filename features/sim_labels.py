@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -159,29 +160,60 @@ def matches(content: Content, imps: Impressions, stream: int) -> Bools:
     return np.asarray((keys[place] == wanted) & (earliest < imps.cutoff_ms), dtype=np.bool_)
 
 
-def draw_truth(
-    world: World, users: Users, content: Content, imps: Impressions, rng: np.random.Generator
-) -> Truth:
-    """p = sigmoid(a + planted effects + user effect) with a solved for the mean BASE_RATE, and drawn labels."""
+@dataclass(frozen=True)
+class Contribution:
+    """What one stream adds to the log-odds of every impression (B,); beta_full (G,) as in `Truth`, first half."""
+
+    stream: int
+    logit: Floats
+    beta_full: Floats
+
+
+def contributions(
+    world: World, users: Users, content: Content, imps: Impressions, *, days: int
+) -> Iterator[Contribution]:
+    """Planted dwell effects of all streams, then match effects: each is 0 where its stream does not act.
+
+    Exposures are standardised over the impressions of a segment, apart before and after mid-world where streams swap.
+    """
     segment = users.segment[imps.user]
+    late = imps.ts_us >= days * W.DAY_MS * 500  # half of the span, in µs
+    index = StreamIndex(content, acting_events(world, content))
+    parts = [(world, ~late), (world.swapped(), late)] if len(world.swap) else [(world, late | True)]
+    for stream in range(W.N_STREAMS):
+        logit, beta_full = np.zeros(len(segment)), np.zeros(W.N_SEGMENTS)
+        for place, (planted, there) in enumerate(parts):
+            x, x_full = stream_exposure(planted, users, imps, index, stream)
+            for g in range(W.N_SEGMENTS):
+                rows = np.flatnonzero(there & (segment == g))
+                beta = float(planted.beta[g, stream])
+                if beta and len(rows):
+                    logit[rows], seen = _cell_effect(x[rows], x_full[rows], beta, planted.kind[g, stream])
+                    beta_full[g] = seen if place == 0 else beta_full[g]
+        yield Contribution(stream, logit, beta_full)
+    for stream in world.match_streams:
+        hit = world.match[segment, stream] * matches(content, imps, int(stream))
+        yield Contribution(int(stream), hit, np.zeros(W.N_SEGMENTS))
+
+
+def _cell_effect(x: Floats, x_full: Floats, beta: float, kind: str) -> tuple[Floats, float]:
+    """Log-odds of the impressions of one cell, and beta as the whole history's exposure shows it (kind u: 0)."""
+    planted = standard(x)
+    if kind == "u":
+        return beta * standard(np.minimum(planted**2, W.U_CAP)), 0.0
+    return beta * planted, beta * float(np.mean(planted * standard(x_full)))
+
+
+def draw_truth(
+    world: World, users: Users, content: Content, imps: Impressions, rng: np.random.Generator, *, days: int
+) -> Truth:
+    """p = sigmoid(a + planted effects + user effect) with a solved for the preset's mean p, and drawn labels."""
     logit = users.effect[imps.user].copy()
     beta_full = np.zeros_like(world.beta)
-    index = StreamIndex(content, acting_events(world, content))
-    for stream in range(W.N_STREAMS):
-        x, x_full = stream_exposure(world, users, imps, index, stream)
-        for g in range(W.N_SEGMENTS):
-            rows = np.flatnonzero(segment == g)
-            beta = float(world.beta[g, stream])
-            if beta and len(rows):
-                planted = _standard(x[rows])
-                if world.kind[g, stream] == "u":
-                    logit[rows] += beta * _standard(np.minimum(planted**2, W.U_CAP))
-                else:
-                    logit[rows] += beta * planted
-                    beta_full[g, stream] = beta * float(np.mean(planted * _standard(x_full[rows])))
-    for stream in world.match_streams:
-        logit += world.match[segment, stream] * matches(content, imps, int(stream))
-    p = _sigmoid(logit + _solve_intercept(logit))
+    for part in contributions(world, users, content, imps, days=days):
+        logit += part.logit
+        beta_full[:, part.stream] += part.beta_full
+    p = _sigmoid(logit + _solve_intercept(logit, world.preset.base_rate))
     return Truth(p=p, label=rng.random(len(p)) < p, beta_full=beta_full)
 
 
@@ -214,7 +246,8 @@ def _ceil_ms(ts_us: Ints) -> Ints:
     return -(-ts_us // 1000)
 
 
-def _standard(x: Floats) -> Floats:
+def standard(x: Floats) -> Floats:
+    """x (N,) minus its mean, over its standard deviation; zeros where it does not vary."""
     sd = float(x.std())
     return (x - x.mean()) / sd if sd > 0 else np.zeros_like(x)
 
@@ -223,12 +256,12 @@ def _sigmoid(x: Floats) -> Floats:
     return np.asarray(1.0 / (1.0 + np.exp(-x)), dtype=np.float64)
 
 
-def _solve_intercept(logit: Floats) -> float:
-    """The a for which mean sigmoid(a + logit) is BASE_RATE, by bisection."""
+def _solve_intercept(logit: Floats, rate: float) -> float:
+    """The a for which mean sigmoid(a + logit) is `rate`, by bisection."""
     low, high = -20.0, 20.0
     for _ in range(50):
         middle = (low + high) / 2
-        if len(logit) and float(_sigmoid(logit + middle).mean()) > W.BASE_RATE:
+        if len(logit) and float(_sigmoid(logit + middle).mean()) > rate:
             high = middle
         else:
             low = middle

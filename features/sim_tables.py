@@ -116,6 +116,37 @@ def truth_segments(world: World) -> pa.Table:
     )
 
 
+def truth_copies(world: World) -> pa.Table:
+    """One row a near-copy: the stream, and the one it accompanies, of which alone the dwell acts."""
+    names = pa.array(world.streams)
+    original = pa.array(world.copy_of[world.copies])
+    return pa.table({"stream": names.take(pa.array(world.copies)), "copy_of": names.take(original)})
+
+
+def truth_swaps(world: World, *, start: date, days: int) -> pa.Table:
+    """One row a swapped stream: from `from_ts` on its cells have kind, beta and horizon of those of `takes_over`."""
+    names = pa.array(world.streams)
+    turn = pa.array([_epoch_us(start) + days * W.DAY_MS * 500] * len(world.swap)).cast(TIMESTAMP)
+    return pa.table(
+        {
+            "stream": names.take(pa.array(world.swap)),
+            "takes_over": names.take(pa.array(world.swap[::-1])),
+            "from_ts": turn,
+        }
+    )
+
+
+def truth_types(world: World) -> pa.Table:
+    """One row a segment: composition type (equal shares but for a little) and slope type (equal effects), from 1."""
+    return pa.table(
+        {
+            "segment": pa.array(np.arange(len(world.types)) + 1, pa.int32()),
+            "composition": pa.array(world.types[:, 0] + 1, pa.int32()),
+            "slope": pa.array(world.types[:, 1] + 1, pa.int32()),
+        }
+    )
+
+
 def truth_impressions(imps: Impressions, truth: Truth) -> pa.Table:
     """One row an impression: impression_id (= event_id), p, and the planted label, matured or not."""
     rows = np.arange(len(truth.p))

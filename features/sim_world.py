@@ -7,12 +7,13 @@ What "clean" means for S0: no user habit, and the planted effect acts through th
 show (events whose dwell is censored do not act), so the exposure of docs/method.md A.3 can be rebuilt from the events.
 S1 adds habits and lets censored events act too: a pipeline that skips habit centring or fills
 the last dwell of a session with 0 loses the planted effects there.
-No preset plants a position, item or activity effect: those belong to the worlds that come later.
+No preset plants a position, item or activity effect.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -23,7 +24,7 @@ from dynamix.errors import ConfigError
 Ints: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]
-Kind = Literal["null", "trace", "weak", "strong", "u", "match"]
+Kind = Literal["null", "trace", "weak", "strong", "u", "match", "copy"]
 
 # --- users and segments
 SEGMENT_SHARES = (0.35, 0.25, 0.18, 0.12, 0.07, 0.03)
@@ -33,6 +34,9 @@ EVENTS_MEDIAN, EVENTS_LOG_SD = 75.0, 0.8  # content events a user in BASE_DAYS, 
 EVENTS_MAX = 3000
 HABIT_SD = 0.4  # of ln dwell, presets with a habit
 USER_EFFECT_SD = 0.6  # log-odds
+CLUSTERED_EFFECT_SD = 1.8  # labels of a user so alike that naive variances are about half of the true ones
+COLD_SHARE = 0.6  # of the users, presets with cold users
+COLD_EVENTS_MAX = 14  # content events of a cold user in BASE_DAYS, uniform from 1: under `min_events`
 
 # --- streams
 SURFACES = ("feed", "shorts", "search", "shop")
@@ -50,6 +54,7 @@ KIND_BETA: dict[Kind, float] = {
     "u": 0.3,
     "null": 0.0,
     "match": 0.0,
+    "copy": 0.0,
 }
 """For "u" the log-odds are per SD of the squared standardised exposure (capped at U_CAP)."""
 U_CAP = 9.0
@@ -57,6 +62,7 @@ HORIZONS = (3, 10, 30, 100)  # newest events of the cell that act
 EMBARGO_MS = 60_000  # an event acts if strictly older than this before the impression
 Z_CLIP = 3.0
 BASE_RATE = 0.05
+RARE_RATE = 0.005
 
 # --- sessions and dwell
 SESSION_END_RATE = 0.2  # chance that an event is the last of its session: 5 events on average
@@ -88,16 +94,38 @@ CONVERSION_GAP_MS = 31 * 60_000  # outside sessions a conversion keeps this dist
 CONVERSION_SURFACE = "shop"
 DAY_MS = 86_400_000
 
+# --- copies, orthogonal types
+COPIED_STREAMS = 2
+COPIED_MIX = 0.06  # events of each stream that has a copy, in every segment
+COPY_RATE = 0.98  # of these events, those that an event of the copy follows
+COPY_CORRELATION = 0.98  # of the two log dwells, given the streams' means and the habit
+N_COMPOSITIONS = 3  # x 2 slope types = N_SEGMENTS
+SLOPE_TILT = (
+    0.10  # slope types differ by this log factor in a stream's share, up for one and down for the other
+)
+
 
 @dataclass(frozen=True)
 class Preset:
-    """Switches of one world. `censored_acts`: events without a visible dwell act on the label too."""
+    """Switches of one world. `censored_acts`: events without a visible dwell act on the label too.
+
+    effects: false plants nothing but the user effect; copied_streams: streams followed by near-copies that do not
+    act; orthogonal: segments are composition types x slope types; swap: two streams exchange their effects at
+    mid-world.
+    """
 
     name: str
     habit_sd: float = 0.0
     session_end_log_sd: float = 0.0
     censored_acts: bool = False
     match_streams: int = 0
+    effects: bool = True
+    base_rate: float = BASE_RATE
+    user_effect_sd: float = USER_EFFECT_SD
+    copied_streams: int = 0
+    cold_share: float = 0.0
+    orthogonal: bool = False
+    swap: bool = False
 
 
 PRESETS = {
@@ -105,7 +133,23 @@ PRESETS = {
     for preset in (
         Preset("S0"),
         Preset("S1", habit_sd=HABIT_SD, session_end_log_sd=SESSION_END_LOG_SD, censored_acts=True),
+        Preset("S2", base_rate=RARE_RATE),
+        Preset("S3", copied_streams=COPIED_STREAMS),
+        Preset("S4", swap=True),
+        Preset("S6", cold_share=COLD_SHARE),
+        Preset(
+            "S7",
+            habit_sd=HABIT_SD,
+            session_end_log_sd=SESSION_END_LOG_SD,
+            censored_acts=True,
+            match_streams=MATCH_STREAMS,
+            copied_streams=COPIED_STREAMS,
+            cold_share=COLD_SHARE,
+        ),
         Preset("S8", match_streams=MATCH_STREAMS),
+        Preset("S9", orthogonal=True),
+        Preset("null", effects=False),
+        Preset("null-clustered", effects=False, user_effect_sd=CLUSTERED_EFFECT_SD),
     )
 }
 
@@ -116,7 +160,9 @@ class World:
 
     streams: F names `surface/event_type`; mix (G, F) shares of a segment's events; kind (G, F) str;
     beta (G, F) log-odds per SD of the exposure; match (G, F) log-odds of at least one matching event;
-    horizon (G, F) newest events that act; dwell_mean (F,) of ln ms.
+    horizon (G, F) newest events that act; dwell_mean (F,) of ln ms; copy_of (F,) the stream that this one is a
+    near-copy of, -1 for none; types (G, 2) composition and slope type of each segment, both g where types are not
+    apart; swap (0 or 2,) streams that exchange kind, beta and horizon at mid-world.
     """
 
     preset: Preset
@@ -127,11 +173,27 @@ class World:
     match: Floats
     horizon: Ints
     dwell_mean: Floats
+    copy_of: Ints
+    types: Ints
+    swap: Ints
 
     @property
     def match_streams(self) -> Ints:
         """Indices of the streams that act by the item alone."""
         return np.flatnonzero((self.match != 0).any(axis=0))
+
+    @property
+    def copies(self) -> Ints:
+        """Indices of the streams that are near-copies of another."""
+        return np.flatnonzero(self.copy_of >= 0)
+
+    def swapped(self) -> World:
+        """The planted cells from mid-world on; the same world where nothing swaps."""
+        order = np.arange(N_STREAMS)
+        order[self.swap] = self.swap[::-1]
+        return replace(
+            self, kind=self.kind[:, order], beta=self.beta[:, order], horizon=self.horizon[:, order]
+        )
 
 
 def preset_named(name: str) -> Preset:
@@ -147,8 +209,19 @@ def draw_world(preset: Preset, rng: np.random.Generator) -> World:
     matching = np.sort(rng.choice(N_STREAMS, size=preset.match_streams, replace=False))
     for stream in matching:
         names[stream] = f"{names[stream].split('/')[0]}/{_random_word(rng)}"
-    mix = _draw_mix(matching, rng)
-    kind = np.stack([_draw_kinds(row, matching, rng) for row in mix])
+    copy_of, swap = _draw_pairs(preset, matching, rng)
+    types = _types(preset)
+    mix = _draw_mix(_reserved(matching, copy_of), types, rng)
+    fixed = _fixed_kinds(matching, copy_of, swap)
+    slopes = range(int(types[:, 1].max()) + 1)
+    if preset.effects:
+        kind = np.stack([_draw_kinds(mix[types[:, 1] == slope], fixed, rng) for slope in slopes])
+    else:
+        kind = np.full((len(slopes), N_STREAMS), "null", dtype="<U6")
+    horizon = rng.choice(np.asarray(HORIZONS, dtype=np.int64), size=kind.shape)
+    copies = np.flatnonzero(copy_of >= 0)
+    horizon[:, copies] = horizon[:, copy_of[copies]]
+    kind, horizon = kind[types[:, 1]], horizon[types[:, 1]]
     beta = np.vectorize(KIND_BETA.__getitem__, otypes=[np.float64])(kind)
     return World(
         preset=preset,
@@ -157,8 +230,11 @@ def draw_world(preset: Preset, rng: np.random.Generator) -> World:
         kind=kind,
         beta=beta,
         match=np.where(kind == "match", MATCH_LOG_ODDS, 0.0),
-        horizon=rng.choice(np.asarray(HORIZONS, dtype=np.int64), size=mix.shape),
+        horizon=horizon,
         dwell_mean=rng.uniform(*DWELL_LOG_MEAN, size=N_STREAMS),
+        copy_of=copy_of,
+        types=types,
+        swap=swap,
     )
 
 
@@ -166,27 +242,75 @@ def _random_word(rng: np.random.Generator) -> str:
     return "".join(chr(97 + int(letter)) for letter in rng.integers(26, size=8))
 
 
-def _draw_mix(matching: Ints, rng: np.random.Generator) -> Floats:
-    """Stream shares (G, F); match streams get MATCH_MIX each, the rest is scaled down to make room."""
-    mix = rng.dirichlet(np.full(N_STREAMS, MIX_CONCENTRATION), size=N_SEGMENTS)
+def _draw_pairs(preset: Preset, matching: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """copy_of (F,) and swap (0 or 2,): streams that are none of the matching ones."""
+    copy_of = np.full(N_STREAMS, -1, dtype=np.int64)
+    free = np.setdiff1d(np.arange(N_STREAMS), matching)
+    if preset.copied_streams:
+        drawn = rng.choice(free, size=(2, preset.copied_streams), replace=False)
+        copy_of[drawn[1]] = drawn[0]
+    none = np.zeros(0, dtype=np.int64)
+    return copy_of, rng.choice(free, size=2, replace=False) if preset.swap else none
+
+
+def _types(preset: Preset) -> Ints:
+    """Composition and slope type of each segment (G, 2)."""
+    number = np.arange(N_SEGMENTS, dtype=np.int64)
+    if preset.orthogonal:
+        slopes = N_SEGMENTS // N_COMPOSITIONS
+        return np.stack([number // slopes, number % slopes], axis=1)
+    return np.stack([number, number], axis=1)
+
+
+def _reserved(matching: Ints, copy_of: Ints) -> dict[int, float]:
+    """Stream -> share of the events, for streams whose share is planted and not drawn."""
+    shares = {int(stream): MATCH_MIX for stream in matching}
+    for copy in np.flatnonzero(copy_of >= 0):
+        shares |= {int(copy_of[copy]): COPIED_MIX, int(copy): COPIED_MIX * COPY_RATE}
+    return shares
+
+
+def _fixed_kinds(matching: Ints, copy_of: Ints, swap: Ints) -> dict[int, Kind]:
+    """Stream -> kind, for streams of one kind in every segment."""
+    fixed: dict[int, Kind] = {int(stream): "match" for stream in matching}
+    for copy in np.flatnonzero(copy_of >= 0):
+        fixed |= {int(copy_of[copy]): "strong", int(copy): "copy"}
+    if len(swap):
+        fixed |= {int(swap[0]): "strong", int(swap[1]): "null"}
+    return fixed
+
+
+def _draw_mix(reserved: Mapping[int, float], types: Ints, rng: np.random.Generator) -> Floats:
+    """Stream shares (G, F); reserved streams get theirs, the rest is scaled down to make room."""
+    mix = rng.dirichlet(np.full(N_STREAMS, MIX_CONCENTRATION), size=int(types[:, 0].max()) + 1)
     mix = MIX_WEIGHT * mix + (1 - MIX_WEIGHT) / N_STREAMS
-    if len(matching):
-        mix[:, matching] = 0.0
-        mix *= (1 - MATCH_MIX * len(matching)) / mix.sum(axis=1, keepdims=True)
-        mix[:, matching] = MATCH_MIX
+    if len(mix) < N_SEGMENTS:  # compositions are shared by slope types, which differ a little
+        up = rng.choice([-1.0, 1.0], size=N_STREAMS) * SLOPE_TILT
+        mix = mix[types[:, 0]] * np.exp(np.where(types[:, 1] % 2, 1.0, -1.0)[:, None] * up)
+        mix /= mix.sum(axis=1, keepdims=True)
+    if reserved:
+        streams, shares = list(reserved), np.asarray(list(reserved.values()))
+        mix[:, streams] = 0.0
+        mix *= (1 - shares.sum()) / mix.sum(axis=1, keepdims=True)
+        mix[:, streams] = shares
     return np.asarray(mix, dtype=np.float64)
 
 
-def _draw_kinds(mix: Floats, matching: Ints, rng: np.random.Generator) -> NDArray[np.str_]:
-    """Kinds (F,) in random order, drawn again until null cells hold at most MAX_NULL_SHARE of the events."""
+def _draw_kinds(mix: Floats, fixed: Mapping[int, Kind], rng: np.random.Generator) -> NDArray[np.str_]:
+    """Kinds (F,) in random order, drawn again until null cells hold at most MAX_NULL_SHARE of each row's events.
+
+    mix (segments that share the kinds, F). What no segment has by nature, a match or a copy, takes a null's place.
+    """
     pool = [kind for kind, count in KIND_COUNTS.items() for _ in range(count)]
-    for _ in matching:
-        pool.remove("null")
-    free = np.setdiff1d(np.arange(N_STREAMS), matching)
-    kinds = np.full(N_STREAMS, "match", dtype="<U6")
+    for taken in fixed.values():
+        pool.remove(taken if taken in KIND_COUNTS else "null")
+    free = np.setdiff1d(np.arange(N_STREAMS), list(fixed))
+    kinds = np.full(N_STREAMS, "null", dtype="<U6")
+    for stream, taken in fixed.items():
+        kinds[stream] = taken
     for _ in range(10_000):
         kinds[free] = rng.permutation(pool)
-        if mix[kinds == "null"].sum() <= MAX_NULL_SHARE:
+        if mix[:, kinds == "null"].sum(axis=1).max() <= MAX_NULL_SHARE:
             return kinds
     raise ConfigError(
         f"no order of kinds keeps null cells under {MAX_NULL_SHARE:.0%} of the events; change --seed"

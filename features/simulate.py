@@ -7,6 +7,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from dynamix.errors import ConfigError
 from dynamix.features import sim_events, sim_labels, sim_tables
@@ -92,6 +93,8 @@ def simulate(
         write_parquet(
             sim_tables.truth_impressions(drawn.impressions, drawn.truth), folder / "truth_impressions"
         )
+        for name, table in extra_truth(drawn.world, start=start, days=days).items():
+            write_parquet(table, folder / name)
         write_config(
             CONFIG, folder / "dynamix.yaml", comment=f"simulated world {preset}, seed {seed}, {days} days"
         )
@@ -115,6 +118,18 @@ def simulate(
     )
 
 
+def extra_truth(world: World, *, start: date, days: int) -> dict[str, pa.Table]:
+    """Truth tables that only some presets have, by name."""
+    tables = {}
+    if len(world.copies):
+        tables["truth_copies"] = sim_tables.truth_copies(world)
+    if len(world.swap):
+        tables["truth_swaps"] = sim_tables.truth_swaps(world, start=start, days=days)
+    if world.preset.orthogonal:
+        tables["truth_types"] = sim_tables.truth_types(world)
+    return tables
+
+
 def draw(
     *, preset: str = "S0", users: int = 20000, days: int = 42, seed: int = 0, start: date = date(2026, 1, 5)
 ) -> Simulation:
@@ -125,12 +140,20 @@ def draw(
         raise ConfigError.bad_value("--days", days, f"1 to {MAX_DAYS}")
     if seed < 0:
         raise ConfigError.bad_value("--seed", seed, "0 or more")
-    stage = [np.random.default_rng([seed, number]) for number in range(6)]
-    world = W.draw_world(W.preset_named(preset), stage[0])
+    world = W.draw_world(W.preset_named(preset), np.random.default_rng([seed, 0]))
+    return draw_in(world, users=users, days=days, start=start, key=(seed,))
+
+
+def draw_in(world: World, *, users: int, days: int, start: date, key: tuple[int, ...]) -> Simulation:
+    """Users of a given world with all they do; other keys give other users of the same world.
+
+    The mean p and the scale of exposures are those of these users.
+    """
+    stage = [np.random.default_rng([*key, number]) for number in range(6)]
     people = sim_events.draw_users(world, users, days, stage[1])
     content = sim_events.draw_content(world, people, days, start.weekday(), stage[2])
     imps = sim_labels.draw_impressions(world, content, days, stage[3])
-    truth = sim_labels.draw_truth(world, people, content, imps, stage[4])
+    truth = sim_labels.draw_truth(world, people, content, imps, stage[4], days=days)
     conversions = sim_labels.draw_conversions(content, imps, truth.label, days, stage[5])
     return Simulation(world, people, content, imps, truth, conversions)
 

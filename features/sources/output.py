@@ -17,7 +17,10 @@ import pyarrow.parquet as pq
 from dynamix.contracts import RAW_COLUMNS
 from dynamix.errors import ConfigError
 
-OWN_NAMES = ("events", "truth_users", "truth_cells", "truth_impressions", "truth_segments", "dynamix.yaml")
+OWN_NAMES = (
+    "events", "truth_users", "truth_cells", "truth_impressions", "truth_segments", "truth_copies", "truth_swaps",
+    "truth_types", "dynamix.yaml",
+)  # fmt: skip
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 _ARROW_TYPES = {
     "string": pa.string(),
