@@ -3,7 +3,8 @@
 `python -m benchmarks summary --folder W` prints what a warehouse shows after a cycle.
 `python -m benchmarks kernels [--rounds 9]` times jagged attention against dense and padded attention.
 `python -m benchmarks features [--sizes 1000000,5000000,20000000] [--runs 5]` compares engines on both feature tables.
-`python -m benchmarks gate [--rounds 5]` counts the Spark jobs of the quality gate beside those of its first form.
+`python -m benchmarks quality [--rounds 5]` counts the Spark jobs of the quality gate beside those of its first form.
+`python -m benchmarks gates [--presets S0,null] [--seeds 0,1,2,3,4]` holds the statistics against planted truth, no Spark.
 `python -m benchmarks increment [--days 30,90] [--per-day 100000]` sets one more day beside a build of everything.
 """
 
@@ -13,7 +14,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import features, gate, increment, kernels, summary, worlds
+from benchmarks import features, gates, increment, kernels, quality, summary, worlds
 
 
 def main() -> int:
@@ -23,13 +24,14 @@ def main() -> int:
         "what",
         nargs="?",
         default="worlds",
-        choices=("worlds", "summary", "kernels", "features", "gate", "increment"),
+        choices=("worlds", "summary", "kernels", "features", "gates", "quality", "increment"),
     )
-    parser.add_argument("--presets", default="S0,S8")
+    parser.add_argument("--presets", help="default: S0,S8 for worlds, all that have a gate for gates")
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--folder", type=Path, help="where worlds are kept between runs (default: temporary)")
-    parser.add_argument("--rounds", type=int, default=9, help="of each cell of the kernels, and of the gate")
+    parser.add_argument("--settings", default=",".join(gates.SETTINGS), help="of the config, for gates")
+    parser.add_argument("--rounds", type=int, default=9, help="of each cell of the kernels, and of the quality gate")
     parser.add_argument("--days", default="30,90", help="ages of the table, for increment")
     parser.add_argument("--per-day", type=int, default=100_000, help="events, for increment")
     parser.add_argument("--late", type=int, default=2, help="days by which all rows are there, for increment")
@@ -44,8 +46,8 @@ def main() -> int:
     if options.what == "kernels":
         kernels.main(options.rounds)
         return 0
-    if options.what == "gate":
-        gate.main(rows=1_000_000, rounds=options.rounds)
+    if options.what == "quality":
+        quality.main(rows=1_000_000, rounds=options.rounds)
         return 0
     if options.what == "increment":
         ages = [int(days) for days in options.days.split(",")]
@@ -62,7 +64,12 @@ def main() -> int:
             parser.error("summary needs --folder W, a warehouse that `dynamix run` has written")
         summary.main(options.folder)
         return 0
-    presets, seeds = options.presets.split(","), [int(s) for s in options.seeds.split(",")]
+    seeds = [int(s) for s in options.seeds.split(",")]
+    if options.what == "gates":
+        chosen = options.presets.split(",") if options.presets else list(gates.GATES)
+        gates.main(chosen, seeds=seeds, users=options.users, settings=options.settings.split(","))
+        return 0
+    presets = (options.presets or "S0,S8").split(",")
     if options.folder is not None:
         worlds.main(presets, options.folder, options.users, seeds)
         return 0

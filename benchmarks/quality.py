@@ -1,4 +1,4 @@
-"""The quality gate of `events` beside its first form: Spark jobs and seconds, `python -m benchmarks gate`.
+"""The quality gate of `events` beside its first form: Spark jobs and seconds, `python -m benchmarks quality`.
 
 The first form is taken from the history of this repository (features/quality.py at _BEFORE), so a clone with its
 history is needed. Both judge the same cached rows and must count the same violations.

@@ -1,0 +1,188 @@
+"""Every gate passes and fails on made-up figures, and notices its broken variant in a small world."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import gates
+from benchmarks.gates_broken import BROKEN, SOUND, Variant
+from benchmarks.gates_loss import Loss
+from dynamix.errors import ConfigError
+from dynamix.features import sim_world as W
+
+SMALL = gates.world_config(*gates.SETTINGS).mask
+LOOSE = gates.world_config("mask.delta=0.5", "mask.ne_budget=0.03").mask
+"""What 4,000 users can decide: nulls are dropped, so that a rule which drops too much shows it."""
+BY_NAME = {variant.name: variant for variant in BROKEN}
+
+
+def made_up(cells: list[tuple[int, int, str, bool]], **figures: Any) -> gates.Measured:
+    """Cells (segment, stream, kind, dropped) of 100 tokens, 10,000 positives and an estimate of exactly the truth."""
+    n = len(cells)
+    segment, stream, kind, dropped = (np.array(column) for column in zip(*cells, strict=True))
+    plain: dict[str, Any] = {
+        "preset": "S0", "seed": 0, "variant": "as it is", "users": 1, "impressions": 1e6, "all_positives": 1e5,
+        "segment": segment, "stream": stream, "kind": kind, "dropped": dropped, "tokens": np.full(n, 100.0),
+        "positives": np.full(n, 1e4), "needed": np.full(n, 500.0), "shown": np.zeros(n, bool),
+        "beta": np.zeros(n), "se": np.ones(n), "truth": np.zeros(n), "spread": np.ones(n), "deff": np.ones(n),
+        "copy_of": np.full(W.N_STREAMS, -1), "loss": Loss(0.0, np.zeros(7)), "budget": 0.001,
+    }  # fmt: skip
+    return gates.Measured(**(plain | figures))
+
+
+def nulls(dropped: int, *, of: int = 10, segment: int = 1) -> list[tuple[int, int, str, bool]]:
+    return [(segment, f, "null", f < dropped) for f in range(of)]
+
+
+def test_null_drops_ask_for_nine_tenths_and_half_of_the_smallest_segment() -> None:
+    assert gates.null_drops(made_up(nulls(10))).passed is True
+    assert gates.null_drops(made_up(nulls(8))).passed is False
+    assert gates.null_drops(made_up(nulls(10) * 9 + nulls(4, segment=6))).passed is False
+    assert gates.null_drops(made_up(nulls(10) * 9 + nulls(5, segment=6))).passed is True
+    assert gates.null_drops(made_up(nulls(0), all_positives=79_999.0)).passed is None
+
+
+@pytest.mark.parametrize("kind", ["strong", "match"])
+def test_one_dropped_strong_or_match_cell_fails(kind: str) -> None:
+    assert gates.strong_drops(made_up([(1, 0, kind, False), (1, 1, "weak", True)])).passed is True
+    assert gates.strong_drops(made_up([(1, 0, kind, True)])).passed is False
+
+
+def test_an_original_may_go_where_its_copy_stays() -> None:
+    copy_of = np.full(W.N_STREAMS, -1)
+    copy_of[1] = 0
+    kept, gone = ([(1, 0, "strong", True), (1, 1, "copy", flag)] for flag in (False, True))
+    assert gates.strong_drops(made_up(kept, copy_of=copy_of)).passed is True
+    assert gates.strong_drops(made_up(gone, copy_of=copy_of)).passed is False
+
+
+def test_weak_cells_count_only_with_their_support() -> None:
+    cells = [(1, f, "weak", f == 0) for f in range(20)]
+    assert gates.weak_drops(made_up(cells)).passed is False  # 5 %
+    few = np.where(np.arange(20) == 0, 3_999.0, 1e4)
+    assert gates.weak_drops(made_up(cells, positives=few)).passed is True
+    assert gates.weak_drops(made_up(cells, positives=np.full(20, 10.0))).passed is None
+
+
+def test_the_loss_may_be_the_budget_and_no_more() -> None:
+    assert gates.total_loss(made_up(nulls(0), loss=Loss(0.001, np.zeros(7)))).passed is True
+    assert gates.total_loss(made_up(nulls(0), loss=Loss(0.00101, np.zeros(7)))).passed is False
+
+
+def test_coverage_fails_on_both_sides() -> None:
+    cells = nulls(0, of=2_000)
+    for outside, passed in ((0, False), (50, True), (100, True), (150, True), (180, False)):
+        beta = np.where(np.arange(2_000) < outside, 2.0, 0.0)
+        assert gates.coverage(made_up(cells, beta=beta)).passed is passed
+    unknown = made_up(cells, truth=np.full(2_000, np.nan))
+    assert gates.coverage(unknown).passed is False and not unknown.judged.any()
+    rare = made_up(cells, positives=np.full(2_000, gates.LEAST_POSITIVES - 1.0))
+    assert not rare.judged.any()
+
+
+def test_centre_asks_that_null_estimates_lean_to_no_side() -> None:
+    cells = nulls(0, of=900) + [(1, 0, "strong", False)] * 900
+    beta = np.concatenate([np.full(900, 0.09), np.full(900, 5.0)])
+    assert gates.centred(made_up(cells, beta=beta)).passed is True  # 3 errors of a mean of 900 are .1
+    assert gates.centred(made_up(cells, beta=beta * 1.2)).passed is False
+    assert gates.centred(made_up(cells, beta=-beta * 1.2)).passed is False
+
+
+def test_type_one_counts_shown_relevance() -> None:
+    cells = nulls(0, of=1_000)
+    for shown, passed in ((50, True), (70, True), (72, False)):
+        assert gates.type_one(made_up(cells, shown=np.arange(1_000) < shown)).passed is passed
+
+
+def test_the_support_floor_concerns_dropped_cells() -> None:
+    few = np.where(np.arange(10) < 2, 499.0, 1e4)
+    assert gates.support_floor(made_up(nulls(1), positives=few)).passed is False
+    kept = made_up([*nulls(10)[2:], (1, 0, "null", False)], positives=np.append(np.full(8, 500.0), 1.0))
+    assert gates.support_floor(kept).passed is True
+    assert gates.support_floor(made_up(nulls(0))).passed is True
+
+
+@pytest.mark.parametrize(
+    ("original", "copy", "passed"), [(False, True, True), (True, False, True), (True, True, False)]
+)
+def test_of_a_copy_and_its_original_exactly_one_goes(original: bool, copy: bool, passed: bool) -> None:
+    copy_of = np.full(W.N_STREAMS, -1)
+    copy_of[1] = 0
+    cells = [(1, 0, "strong", original), (1, 1, "copy", copy)]
+    assert gates.copies(made_up(cells, copy_of=copy_of)).passed is passed
+    assert gates.copies(made_up(cells, copy_of=copy_of, positives=np.full(2, 499.0))).passed is None
+    both = [(1, 0, "strong", False), (1, 1, "copy", False)]
+    assert gates.copies(made_up(both, copy_of=copy_of)).passed is False
+
+
+def test_the_cold_gate_reads_segment_0() -> None:
+    for lost, passed in ((0.0002, True), (0.0003, False)):
+        by_segment = np.append(lost, np.full(6, 0.5))
+        assert gates.cold_loss(made_up(nulls(0), loss=Loss(0.1, by_segment))).passed is passed
+
+
+def test_shares_are_of_tokens() -> None:
+    m = made_up([(1, 0, "null", True), (1, 1, "null", False)], tokens=np.array([300.0, 100.0]))
+    assert m.share("null") == m.share() == 0.75 and m.share("weak") == 0.0
+
+
+def test_every_broken_variant_names_a_gate_of_its_world() -> None:
+    for variant in BROKEN:
+        results = [gate(made_up(nulls(1))) for gate in gates.GATES[variant.world]]
+        assert variant.gate in {r.name for r in results}
+
+
+def test_a_preset_without_gates_is_refused_before_anything_is_drawn() -> None:
+    with pytest.raises(ConfigError, match="S4"):
+        gates.main(["S4"], seeds=[0], users=10)
+
+
+def results(variant: Variant, *, users: int, seed: int, config: Any = SMALL) -> tuple[gates.Gate, gates.Gate]:
+    """The variant's gate in its world: as it is, and broken."""
+    found = gates.sample(variant.world, seed=seed, users=users, variants=(SOUND, variant))
+    made = []
+    for way in (SOUND, variant):
+        m = gates.measured(found, way, config)
+        made.append(next(r for g in gates.GATES[variant.world] if (r := g(m)).name == variant.gate))
+    return made[0], made[1]
+
+
+QUICK = {
+    "last dwell = 0": (1_500, SMALL),
+    "drop where p > .05": (1_500, SMALL),
+    "naive variance": (1_000, SMALL),
+    "dwell only": (4_000, LOOSE),
+}
+"""Users and mask settings at which a variant shows itself in a small world."""
+
+
+@pytest.mark.parametrize("name", sorted(set(QUICK) - {"dwell only"}))
+def test_a_broken_variant_fails_the_gate_that_the_product_passes(name: str) -> None:
+    users, config = QUICK[name]
+    sound, broken = results(BY_NAME[name], users=users, seed=0, config=config)
+    assert (sound.passed, broken.passed) == (True, False), (sound.said, broken.said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(QUICK))
+def test_a_broken_variant_fails_in_four_of_five_seeds_and_the_product_passes(name: str) -> None:
+    users, config = QUICK[name]
+    pairs = [results(BY_NAME[name], users=users, seed=seed, config=config) for seed in range(5)]
+    assert sum(sound.passed is True for sound, _ in pairs) >= 4, [s.said for s, _ in pairs]
+    assert sum(broken.passed is False for _, broken in pairs) >= 4, [b.said for _, b in pairs]
+
+
+def test_chunks_are_other_users_of_the_same_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "CHUNK_USERS", 60)
+    both = gates.sample("S8", seed=1, users=100)
+    first = gates.sample("S8", seed=1, users=60)
+    assert both.world.streams == first.world.streams
+    n = len(first.rows.segment)
+    assert np.array_equal(both.rows.fixed[:n], first.rows.fixed)
+    assert len(both.rows.segment) > n
+    m = gates.measured(both, SOUND, SMALL)
+    assert m.impressions == len(both.rows.segment)
+    assert (m.kind == "match").sum() == 2 * len(np.unique(both.rows.segment))
