@@ -221,6 +221,7 @@ CLEAN = (null_drops, strong_drops, weak_drops, total_loss, coverage, centred)
 GATES: dict[str, tuple[Callable[[Measured], Gate], ...]] = {
     "S0": CLEAN,
     "S1": CLEAN,
+    "S1-late": CLEAN,
     "S2": (support_floor, strong_drops, total_loss),
     "S3": (copies, strong_drops, total_loss),
     "S6": (cold_loss, strong_drops, total_loss),

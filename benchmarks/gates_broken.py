@@ -63,7 +63,7 @@ def absence_of_evidence(statistics: Statistics, config: MaskConfig) -> list[Verd
 SOUND = Variant("as it is")
 BROKEN = (
     Variant("last dwell = 0", "S0", "coverage", settings=("dwell.censor_last=false",)),
-    Variant("habit of the same window", "S1", "centre", calendar=same_window),
+    Variant("habit of the same window", "S1-late", "centre", calendar=same_window),
     Variant("drop where p > .05", "S2", "loss", rule=absence_of_evidence),
     Variant("naive variance", "null-clustered", "type-I", moments=naive),
     Variant("dwell only", "S8", "strong", moments=dwell_only),

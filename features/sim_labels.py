@@ -79,8 +79,9 @@ class StreamIndex:
 
 
 def acting_events(world: World, content: Content) -> Bools:
-    """Which events act on labels: all of them, or in a clean world those with a visible dwell."""
-    return np.ones_like(content.censored) if world.preset.censored_acts else ~content.censored
+    """Which events act on labels: all of them, or in a clean world those with a visible dwell; from a day on."""
+    acting = np.ones_like(content.censored) if world.preset.censored_acts else ~content.censored
+    return acting & (content.ts_ms >= world.preset.acts_from_day * W.DAY_MS)
 
 
 def draw_impressions(world: World, content: Content, days: int, rng: np.random.Generator) -> Impressions:

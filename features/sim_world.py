@@ -33,6 +33,7 @@ BASE_DAYS = 42
 EVENTS_MEDIAN, EVENTS_LOG_SD = 75.0, 0.8  # content events a user in BASE_DAYS, log-normal
 EVENTS_MAX = 3000
 HABIT_SD = 0.4  # of ln dwell, presets with a habit
+HABIT_DAYS = 7  # the calendar's habit window of a world of BASE_DAYS
 USER_EFFECT_SD = 0.6  # log-odds
 CLUSTERED_EFFECT_SD = 1.8  # labels of a user so alike that naive variances are about half of the true ones
 COLD_SHARE = 0.6  # of the users, presets with cold users
@@ -109,9 +110,9 @@ SLOPE_TILT = (
 class Preset:
     """Switches of one world. `censored_acts`: events without a visible dwell act on the label too.
 
-    effects: false plants nothing but the user effect; copied_streams: streams followed by near-copies that do not
-    act; orthogonal: segments are composition types x slope types; swap: two streams exchange their effects at
-    mid-world.
+    acts_from_day: events of the days before it, from 0, do not act; effects: false plants nothing but the user
+    effect; copied_streams: streams followed by near-copies that do not act; orthogonal: segments are composition
+    types x slope types; swap: two streams exchange their effects at mid-world.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Preset:
     cold_share: float = 0.0
     orthogonal: bool = False
     swap: bool = False
+    acts_from_day: int = 0
 
 
 PRESETS = {
@@ -133,6 +135,13 @@ PRESETS = {
     for preset in (
         Preset("S0"),
         Preset("S1", habit_sd=HABIT_SD, session_end_log_sd=SESSION_END_LOG_SD, censored_acts=True),
+        Preset(
+            "S1-late",
+            habit_sd=HABIT_SD,
+            session_end_log_sd=SESSION_END_LOG_SD,
+            censored_acts=True,
+            acts_from_day=HABIT_DAYS,
+        ),
         Preset("S2", base_rate=RARE_RATE),
         Preset("S3", copied_streams=COPIED_STREAMS),
         Preset("S4", swap=True),

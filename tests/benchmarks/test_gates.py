@@ -150,29 +150,43 @@ def results(variant: Variant, *, users: int, seed: int, config: Any = SMALL) -> 
     return made[0], made[1]
 
 
-QUICK = {
+SHOWS = {
     "last dwell = 0": (1_500, SMALL),
     "drop where p > .05": (1_500, SMALL),
     "naive variance": (1_000, SMALL),
     "dwell only": (4_000, LOOSE),
+    "habit of the same window": (16_000, SMALL),
 }
-"""Users and mask settings at which a variant shows itself in a small world."""
+"""Users and mask settings at which a variant shows itself."""
 
 
-@pytest.mark.parametrize("name", sorted(set(QUICK) - {"dwell only"}))
+@pytest.mark.parametrize("name", [name for name, (users, _) in SHOWS.items() if users <= 1_500])
 def test_a_broken_variant_fails_the_gate_that_the_product_passes(name: str) -> None:
-    users, config = QUICK[name]
+    users, config = SHOWS[name]
     sound, broken = results(BY_NAME[name], users=users, seed=0, config=config)
     assert (sound.passed, broken.passed) == (True, False), (sound.said, broken.said)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(QUICK))
+@pytest.mark.parametrize("name", sorted(SHOWS))
 def test_a_broken_variant_fails_in_four_of_five_seeds_and_the_product_passes(name: str) -> None:
-    users, config = QUICK[name]
+    users, config = SHOWS[name]
     pairs = [results(BY_NAME[name], users=users, seed=seed, config=config) for seed in range(5)]
     assert sum(sound.passed is True for sound, _ in pairs) >= 4, [s.said for s, _ in pairs]
     assert sum(broken.passed is False for _, broken in pairs) >= 4, [b.said for _, b in pairs]
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="events of the habit window act on the labels: docs/method.md E2")
+def test_null_cells_of_a_world_with_habits_are_centred() -> None:
+    found = gates.sample("S1", seed=0, users=12_000)
+    assert gates.centred(gates.measured(found, SOUND, SMALL)).passed
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="relevance is marginal, so both stay: docs/method.md E16")
+def test_one_of_a_stream_and_its_near_copy_goes() -> None:
+    assert gates.copies(gates.measured(gates.sample("S3", seed=0, users=4_000), SOUND, LOOSE)).passed
 
 
 def test_chunks_are_other_users_of_the_same_world(monkeypatch: pytest.MonkeyPatch) -> None:

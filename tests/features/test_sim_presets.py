@@ -146,6 +146,18 @@ def test_most_users_of_s6_stay_under_the_events_that_a_segment_asks_for() -> Non
     assert len(np.unique(drawn.users.planned[few])) >= W.COLD_EVENTS_MAX
 
 
+def test_in_s1_late_the_events_of_the_habit_window_do_not_act() -> None:
+    drawn = draw(preset="S1-late", users=200, seed=1)
+    early = drawn.content.ts_ms < 7 * W.DAY_MS
+    assert (sim_labels.acting_events(drawn.world, drawn.content) == ~early).all() and early.any()
+    shown = drawn.impressions.ts_us < 7 * W.DAY_MS * 1000
+    parts = sim_labels.contributions(drawn.world, drawn.users, drawn.content, drawn.impressions, days=42)
+    for part in parts:  # without an acting event an impression of a segment has one and the same exposure, 0
+        for g in range(W.N_SEGMENTS):
+            own = part.logit[shown & (drawn.users.segment[drawn.impressions.user] == g)]
+            assert len(np.unique(own)) <= 1
+
+
 def test_s9_has_slope_types_across_composition_types() -> None:
     world = world_of("S9")
     composition, slope = world.types[:, 0], world.types[:, 1]
