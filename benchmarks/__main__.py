@@ -31,7 +31,9 @@ def main() -> int:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--folder", type=Path, help="where worlds are kept between runs (default: temporary)")
     parser.add_argument("--settings", default=",".join(gates.SETTINGS), help="of the config, for gates")
-    parser.add_argument("--rounds", type=int, default=9, help="of each cell of the kernels, and of the quality gate")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="of each cell of the kernels, and of the quality gate"
+    )
     parser.add_argument("--days", default="30,90", help="ages of the table, for increment")
     parser.add_argument("--per-day", type=int, default=100_000, help="events, for increment")
     parser.add_argument("--late", type=int, default=2, help="days by which all rows are there, for increment")
