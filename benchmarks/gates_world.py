@@ -305,6 +305,7 @@ def cell_array(made: Histories, dwells: Dwells, head: str) -> Floats:
     for block in made.blocks:
         events = _events(made.drawn, block.events, dwells)
         table = kernel(events, block.asked, block.offsets, block.index)
+        table = table.filter(pc.not_equal(table.column("window"), relevance.BY_RECENCY))
         segment, stream, half, window = (
             table.column(name).to_numpy() for name in ("segment_id", "stream_id", "half", "window")
         )
