@@ -26,6 +26,7 @@ from dynamix.features.relevance import SIZE, WHOLE, CellSums, Prediction, thirds
 from dynamix.features.sim_labels import StreamIndex, acting_events, contributions, standard, stream_exposure
 from dynamix.features.simulate import CONFIG, Simulation
 from dynamix.features.streams import Z_LIMIT
+from dynamix.features.timeline import codes
 from dynamix.segmentation.given import Rates, fit_given
 from dynamix.segmentation.masks import Statistics
 
@@ -279,13 +280,13 @@ def _prediction(frame: pa.Table) -> Prediction:
     """What is predicted without history, by the product's fit on these impressions; the expected head shares it."""
     columns = [frame.column(name).to_numpy() for name in ("position", "segment_id", f"label_{HEAD}")]
     position, segment, label = (np.asarray(c) for c in columns)
-    surface, names = relevance.codes(frame.column("surface"))
+    surface, names = codes(frame.column("surface"))
     key = (surface * 8 + position) * (G + 1) + segment  # positions are 1 to 4
     groups, group = np.unique(key, return_inverse=True)
     rest, segments = np.divmod(groups, G + 1)
     rates = Rates(
         [names[int(s)].as_py() for s in rest // 8], (rest % 8).astype(np.int64), segments.astype(np.int64),
-        np.bincount(group).astype(np.float64), {HEAD: np.bincount(group, label)},
+        np.bincount(group).astype(np.float64), {HEAD: np.bincount(group, label).astype(np.float64)},
     )  # fmt: skip
     made = fit_given(rates, kind="baseline", n_segments=G + 1)
     return Prediction(
