@@ -142,6 +142,5 @@ def test_changed_cells_are_those_with_another_quota(spark: SparkSession) -> None
 
     assert changed(masks, NEW) == 4
     assert changed(masks, OLD) == 0
-    assert (
-        changed(masks.where("status = 'proposed'"), NEW) == 5
-    )  # nothing is published: whatever is not whole
+    unpublished = masks.where("status = 'proposed'")
+    assert changed(unpublished, NEW) == 5  # whatever is not whole
