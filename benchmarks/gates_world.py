@@ -15,6 +15,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dynamix.config import Config, HistoryConfig, load_config
 from dynamix.features import relevance
