@@ -23,8 +23,8 @@ Cell = tuple[int, str]
 BOTH = 2
 Z95 = 1.645
 EFFECT_RULES = ("block", "equivalence", "curvature", "windows")
-ORDER_WEIGHT = 0.25
-"""Weight of a cell's uncertainty beside its expected loss in the order of the joint bound."""
+SHOWN_SHARE = 0.25
+"""An effect shown by the ordering half counts from this share of the cell's budget on; below it may go."""
 MIN_STREAMS = 1
 """k_min: the most relevant streams of a segment that always stay."""
 
@@ -198,10 +198,10 @@ def joint_bound(
 ) -> Joint:
     """A set of cells whose total loss is bounded by the budget on users that did not choose them.
 
-    One half of the users leaves out the cells that it expects to cost more than their budget, and orders the others
-    by expected loss per token, the cheapest first (segmentation/prior.py). On the other half the quadratic statistics
-    are added along that fixed order; the upper bound of their sum over 2·N·H of that half must stay within the budget,
-    up to the first failure. The halves swap, and the set with fewer `wanted` tokens is published.
+    One half of the users leaves out the cells whose effect it shows to be of weight, and orders the others by expected
+    loss per token, the cheapest first (segmentation/prior.py). On the other half the quadratic statistics are added
+    along that fixed order; the upper bound of their sum over 2·N·H of that half must stay within the budget, up to the
+    first failure. The halves swap, and the set with fewer `wanted` tokens is published.
     `eligible` may rest only on rules that read no effect: a cell that entered because all users together show
     little of it would carry that luck into the half that bounds (docs/method.md A.7 rule 3).
     """
@@ -217,10 +217,12 @@ def _certified(
     ordering, bounding = (statistics.by_cell(head, half=half) for half in (order_on, 1 - order_on))
     cells = sorted(eligible & ordering.keys() & bounding.keys())
     own = [ordering[cell] for cell in cells]
-    means, sds = expected_losses([effect(s).quadratic for s in own], [s.w for s in own])
-    for cell, sums, mean, sd in zip(cells, own, means, sds, strict=True):
-        if sums.tokens > 0 and mean <= _allowance(sums, config.delta):
-            price[cell] = float(mean + ORDER_WEIGHT * sd) / sums.tokens
+    quadratics = [effect(sums).quadratic for sums in own]
+    expected = expected_losses(quadratics, [sums.w for sums in own])[0]
+    for cell, sums, q, mean in zip(cells, own, quadratics, expected, strict=True):
+        shown = q.lower() > 0 and q.estimate > SHOWN_SHARE * _allowance(sums, config.delta)
+        if sums.tokens > 0 and not shown:
+            price[cell] = float(mean) / sums.tokens
             losses[cell] = effect(bounding[cell]).quadratic
     n, rate = population(bounding)
     scale = 2.0 * n * entropy(rate)

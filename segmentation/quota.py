@@ -16,7 +16,7 @@ from dynamix.config import MaskConfig
 from dynamix.features.recency import BUCKETS, EDGES, SHARED, WHOLE_STREAM, RecencySums, columns_of
 from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, support_needed
 from dynamix.segmentation.effects import block_quadratic, effect, given_rest, whitening
-from dynamix.segmentation.masks import BOTH, ORDER_WEIGHT, Cell, Statistics, Verdict, population
+from dynamix.segmentation.masks import BOTH, Cell, Statistics, Verdict, population
 from dynamix.segmentation.prior import expected_losses
 
 _ALWAYS = SHARED + len(WHOLE_STREAM)
@@ -215,10 +215,9 @@ def _affordable(
                 own[cell] = tail(ordering, kept)
                 named[cell] = tail(bounding, kept)
                 weight.append(ordering.w)
-        means, sds = expected_losses([t.quadratic for t in own.values()], weight)
+        expected = expected_losses([t.quadratic for t in own.values()], weight)[0]
         price = {
-            cell: float(mean + ORDER_WEIGHT * sd) / max(named[cell].tokens, 1.0)
-            for cell, mean, sd in zip(own, means, sds, strict=True)
+            cell: float(mean) / max(named[cell].tokens, 1.0) for cell, mean in zip(own, expected, strict=True)
         }
         total, scale = spent.of(head, 1 - order_on)
         taken: dict[Cell, int] = {}
