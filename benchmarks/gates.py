@@ -9,113 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from unittest.mock import patch
 
 import numpy as np
-import numpy.typing as npt
 
-from benchmarks.gates_broken import BROKEN, SOUND, Variant
-from benchmarks.gates_loss import Loss, PlantedRows, true_loss
-from benchmarks.gates_world import (
-    HEAD,
-    START,
-    Dwells,
-    cell_array,
-    histories,
-    pipeline_dwells,
-    planted_dwells,
-    planted_logits,
-    statistics_of,
-    world_config,
-)
-from dynamix.config import MaskConfig
+from benchmarks.gates_broken import BROKEN, SOUND
+from benchmarks.gates_measure import DAYS, LEAST_POSITIVES, Measured, measured, sample
+from benchmarks.gates_world import world_config
 from dynamix.errors import ConfigError
-from dynamix.features import sim_world as W
-from dynamix.features.simulate import draw_in
-from dynamix.segmentation import effects
-from dynamix.segmentation.effects import effect
-from dynamix.segmentation.masks import Statistics, Verdict
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-
-DAYS = 42
-CHUNK_USERS = 20_000
-"""Users drawn at once; memory follows this number, and with more of them only what the loss needs."""
 SETTINGS = ("mask.ne_budget=0.005", "mask.delta=0.20")
 """What 20,000 users can decide, as in benchmarks/worlds.py."""
-Z95 = 1.96
-LEAST_POSITIVES = 50
-"""Cells with fewer positives are left out of the coverage: their score is no normal variable."""
 NULL_POSITIVES = 80_000
 """From here on the share of null tokens dropped has a bar (docs/method.md C.4)."""
 WEAK_POSITIVES = 4_000
 """Weak cells count from here on."""
 STRONG = ("strong", "match")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One world: sums (variant -> packed, see `cell_array`), those of the planted exposure and p, planted rows."""
-
-    world: W.World
-    seed: int
-    users: int
-    sums: dict[str, Floats]
-    planted: Floats
-    rows: PlantedRows
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Cells (M,) of one world under one variant, and the figures that belong to all of them.
-
-    kind: planted kind, `cold` in segment 0; dropped; tokens: kept events; positives and needed: of the support
-    rule; shown: lower bound of the block's relevance above 0; beta, se, truth: dwell channel in log-odds per SD,
-    truth = 0 for null cells, else by the same functional of the planted exposure and p (NaN where the preset
-    hides that exposure); spread: what `se` says of beta - truth (`_spread`); deff: design effect of the block;
-    copy_of (F,) as in `World`.
-    """
-
-    preset: str
-    seed: int
-    variant: str
-    users: int
-    impressions: float
-    all_positives: float
-    segment: npt.NDArray[np.int64]
-    stream: npt.NDArray[np.int64]
-    kind: npt.NDArray[np.str_]
-    dropped: Bools
-    tokens: Floats
-    positives: Floats
-    needed: Floats
-    shown: Bools
-    beta: Floats
-    se: Floats
-    truth: Floats
-    spread: Floats
-    deff: Floats
-    copy_of: npt.NDArray[np.int64]
-    loss: Loss
-    budget: float
-
-    def share(self, *kinds: str) -> float:
-        """Share of the tokens of these kinds that is dropped; of all where none is named."""
-        own = np.isin(self.kind, kinds) if kinds else np.ones(len(self.kind), bool)
-        total = float(self.tokens[own].sum())
-        return float(self.tokens[own & self.dropped].sum()) / total if total else 0.0
-
-    @property
-    def judged(self) -> Bools:
-        """Cells whose interval is held against the truth (M,)."""
-        return (self.positives >= LEAST_POSITIVES) & (self.se > 0) & ~np.isnan(self.truth)
-
-    @property
-    def covered(self) -> Bools:
-        """Of these cells, whether the 95 % interval holds the truth."""
-        own = self.judged
-        return np.abs(self.beta[own] - self.truth[own]) <= Z95 * self.spread[own]
 
 
 @dataclass(frozen=True)
@@ -232,128 +140,6 @@ GATES: dict[str, tuple[Callable[[Measured], Gate], ...]] = {
     "null-clustered": (type_one, coverage),
 }
 """S7 is reported and has no gate; S4 needs refits in turn, which this harness does not make."""
-
-
-# --- measuring
-
-
-def sample(preset: str, *, seed: int, users: int, variants: Sequence[Variant] = (SOUND,)) -> Sample:
-    """One world of the preset, drawn and summed CHUNK_USERS users at a time.
-
-    Chunks are users of the same world; mean p, the scale of exposures and the prediction without history are each
-    chunk's own.
-    """
-    world = W.draw_world(W.preset_named(preset), np.random.default_rng([seed, 0]))
-    sums: dict[str, Floats] = {}
-    planted: Floats | None = None
-    rows: PlantedRows | None = None
-    for chunk, first in enumerate(range(0, users, CHUNK_USERS)):
-        key = (seed, chunk) if chunk else (seed,)
-        n = min(CHUNK_USERS, users - first)
-        drawn = draw_in(world, users=n, days=DAYS, start=START, key=key)
-        made = histories(drawn, days=DAYS, config=world_config())
-        have: dict[tuple[object, ...], Floats] = {}
-        for variant in variants:
-            calendar = variant.calendar(made.calendar)
-            way = (variant.settings, calendar.habit)
-            if way not in have:
-                dwells: Dwells = pipeline_dwells(drawn, world_config(*variant.settings), calendar)
-                have[way] = cell_array(made, dwells, HEAD)
-            sums[variant.name] = sums.get(variant.name, 0.0) + have[way]
-        own = cell_array(made, planted_dwells(drawn), "expected")
-        planted = own if planted is None else planted + own
-        parts, told = planted_logits(made, days=DAYS)
-        more = PlantedRows(made.rows.given, made.rows.fixed, made.rows.expected, parts, told, world.copy_of)
-        rows = more if rows is None else rows + more
-    if planted is None or rows is None:
-        raise ValueError(f"users is {users}; allowed: 1 or more")
-    return Sample(world, seed, users, sums, planted, rows)
-
-
-def measured(found: Sample, variant: Variant, config: MaskConfig) -> Measured:
-    """Verdicts of the variant's rule on the sample, cell by cell beside the truth."""
-    streams = found.world.streams
-    statistics = statistics_of(found.sums[variant.name], streams)
-    truth = statistics_of(found.planted, streams)
-    with patch.object(effects, "moments", variant.moments):
-        verdicts = variant.rule(statistics, config)
-    place = {name: f for f, name in enumerate(streams)}
-    dropped = np.zeros((W.N_SEGMENTS + 1, W.N_STREAMS), bool)
-    for v in verdicts:
-        dropped[v.segment_id, place[v.stream]] = v.verdict == "drop"
-    checks = [{c.rule: c for c in v.checks} for v in verdicts]
-    by_cell = statistics.by_cell(HEAD)
-    sums = [by_cell[v.segment_id, v.stream] for v in verdicts]
-    n, positives = _population(statistics)
-    return Measured(
-        preset=found.world.preset.name, seed=found.seed, variant=variant.name, users=found.users,
-        impressions=n, all_positives=positives,
-        segment=np.array([v.segment_id for v in verdicts]),
-        stream=np.array([place[v.stream] for v in verdicts]),
-        kind=np.array([_kind(found.world, v.segment_id, place[v.stream]) for v in verdicts]),
-        dropped=np.array([v.verdict == "drop" for v in verdicts]),
-        tokens=np.array([s.tokens for s in sums]),
-        positives=np.array([c["support"].value for c in checks]),
-        needed=np.array([c["support"].limit for c in checks]),
-        shown=np.array([v.effect.lcb > 0 for v in verdicts]),
-        beta=np.array([v.effect.channels["dwell"].beta for v in verdicts]),
-        se=np.array([v.effect.channels["dwell"].se for v in verdicts]),
-        truth=_truth(found.world, verdicts, truth, place),
-        spread=_spread(found.world, verdicts, truth, place),
-        deff=np.array([v.effect.deff for v in verdicts]),
-        copy_of=found.world.copy_of, loss=true_loss(found.rows, dropped), budget=config.ne_budget,
-    )  # fmt: skip
-
-
-def _population(statistics: Statistics) -> tuple[float, float]:
-    """Impressions and positives over the segments."""
-    own = {g: s for (g, _), s in statistics.by_cell(HEAD).items()}
-    return sum(s.n for s in own.values()), sum(s.positives for s in own.values())
-
-
-def _kind(world: W.World, segment: int, stream: int) -> str:
-    """Planted kind of a cell; `cold` for segment 0, `swap` for streams that change at mid-world."""
-    if segment == 0:
-        return "cold"
-    return "swap" if stream in world.swap else str(world.kind[segment - 1, stream])
-
-
-def _truth(world: W.World, verdicts: Sequence[Verdict], planted: Statistics, place: dict[str, int]) -> Floats:
-    """Log-odds per SD that the dwell channel has to find (M,)."""
-    hidden = world.preset.habit_sd > 0 or world.preset.censored_acts
-    sums = planted.by_cell(HEAD)
-    found = []
-    for v in verdicts:
-        if _kind(world, v.segment_id, place[v.stream]) == "null":
-            found.append(0.0)
-        elif hidden:
-            found.append(np.nan)
-        else:
-            found.append(effect(sums[v.segment_id, v.stream]).channels["dwell"].beta)
-    return np.array(found)
-
-
-def _spread(
-    world: W.World, verdicts: Sequence[Verdict], planted: Statistics, place: dict[str, int]
-) -> Floats:
-    """Standard error of beta - truth (M,) that the cell's own error implies.
-
-    The truth of a null cell is fixed. That of another cell comes from the same histories as its estimate, so what
-    users' histories add to the variance is in both: V = E Var(s_u | x_u) + Var E(s_u | x_u), and the second term is
-    the clustered variance of the planted score, which has no noise of labels. It is taken off, down to the model's
-    own variance, which is that of the labels.
-    """
-    sums = planted.by_cell(HEAD)
-    found = []
-    for v in verdicts:
-        cell, se = sums[v.segment_id, v.stream], v.effect.channels["dwell"].se
-        _, information, variance = effects.moments(cell)
-        if _kind(world, v.segment_id, place[v.stream]) == "null" or information[0, 0] <= 0:
-            found.append(se)
-        else:
-            shared = float(variance[0, 0] / (information[0, 0] * cell.w))
-            found.append(max(se**2 - shared, min(se**2, 1 / cell.w)) ** 0.5)
-    return np.array(found)
 
 
 # --- the table

@@ -7,19 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import gates
+from benchmarks import gates, gates_measure
 from benchmarks.gates_broken import BROKEN, SOUND, Variant
 from benchmarks.gates_loss import Loss
+from benchmarks.gates_measure import LEAST_POSITIVES, Measured, measured, sample
+from benchmarks.gates_world import world_config
 from dynamix.errors import ConfigError
 from dynamix.features import sim_world as W
 
-SMALL = gates.world_config(*gates.SETTINGS).mask
-LOOSE = gates.world_config("mask.delta=0.5", "mask.ne_budget=0.03").mask
+SMALL = world_config(*gates.SETTINGS).mask
+LOOSE = world_config("mask.delta=0.5", "mask.ne_budget=0.03").mask
 """What 4,000 users can decide: nulls are dropped, so that a rule which drops too much shows it."""
 BY_NAME = {variant.name: variant for variant in BROKEN}
 
 
-def made_up(cells: list[tuple[int, int, str, bool]], **figures: Any) -> gates.Measured:
+def made_up(cells: list[tuple[int, int, str, bool]], **figures: Any) -> Measured:
     """Cells (segment, stream, kind, dropped) of 100 tokens, 10,000 positives and an estimate of exactly the truth."""
     n = len(cells)
     segment, stream, kind, dropped = (np.array(column) for column in zip(*cells, strict=True))
@@ -30,7 +32,7 @@ def made_up(cells: list[tuple[int, int, str, bool]], **figures: Any) -> gates.Me
         "beta": np.zeros(n), "se": np.ones(n), "truth": np.zeros(n), "spread": np.ones(n), "deff": np.ones(n),
         "copy_of": np.full(W.N_STREAMS, -1), "loss": Loss(0.0, np.zeros(7)), "budget": 0.001,
     }  # fmt: skip
-    return gates.Measured(**(plain | figures))
+    return Measured(**(plain | figures))
 
 
 def nulls(dropped: int, *, of: int = 10, segment: int = 1) -> list[tuple[int, int, str, bool]]:
@@ -79,7 +81,7 @@ def test_coverage_fails_on_both_sides() -> None:
         assert gates.coverage(made_up(cells, beta=beta)).passed is passed
     unknown = made_up(cells, truth=np.full(2_000, np.nan))
     assert gates.coverage(unknown).passed is False and not unknown.judged.any()
-    rare = made_up(cells, positives=np.full(2_000, gates.LEAST_POSITIVES - 1.0))
+    rare = made_up(cells, positives=np.full(2_000, LEAST_POSITIVES - 1.0))
     assert not rare.judged.any()
 
 
@@ -142,10 +144,10 @@ def test_a_preset_without_gates_is_refused_before_anything_is_drawn() -> None:
 
 def results(variant: Variant, *, users: int, seed: int, config: Any = SMALL) -> tuple[gates.Gate, gates.Gate]:
     """The variant's gate in its world: as it is, and broken."""
-    found = gates.sample(variant.world, seed=seed, users=users, variants=(SOUND, variant))
+    found = sample(variant.world, seed=seed, users=users, variants=(SOUND, variant))
     made = []
     for way in (SOUND, variant):
-        m = gates.measured(found, way, config)
+        m = measured(found, way, config)
         made.append(next(r for g in gates.GATES[variant.world] if (r := g(m)).name == variant.gate))
     return made[0], made[1]
 
@@ -179,24 +181,24 @@ def test_a_broken_variant_fails_in_four_of_five_seeds_and_the_product_passes(nam
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="events of the habit window act on the labels: docs/method.md E2")
 def test_null_cells_of_a_world_with_habits_are_centred() -> None:
-    found = gates.sample("S1", seed=0, users=12_000)
-    assert gates.centred(gates.measured(found, SOUND, SMALL)).passed
+    found = sample("S1", seed=0, users=12_000)
+    assert gates.centred(measured(found, SOUND, SMALL)).passed
 
 
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="relevance is marginal, so both stay: docs/method.md E16")
 def test_one_of_a_stream_and_its_near_copy_goes() -> None:
-    assert gates.copies(gates.measured(gates.sample("S3", seed=0, users=4_000), SOUND, LOOSE)).passed
+    assert gates.copies(measured(sample("S3", seed=0, users=4_000), SOUND, LOOSE)).passed
 
 
 def test_chunks_are_other_users_of_the_same_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates, "CHUNK_USERS", 60)
-    both = gates.sample("S8", seed=1, users=100)
-    first = gates.sample("S8", seed=1, users=60)
+    monkeypatch.setattr(gates_measure, "CHUNK_USERS", 60)
+    both = sample("S8", seed=1, users=100)
+    first = sample("S8", seed=1, users=60)
     assert both.world.streams == first.world.streams
     n = len(first.rows.segment)
     assert np.array_equal(both.rows.fixed[:n], first.rows.fixed)
     assert len(both.rows.segment) > n
-    m = gates.measured(both, SOUND, SMALL)
+    m = measured(both, SOUND, SMALL)
     assert m.impressions == len(both.rows.segment)
     assert (m.kind == "match").sum() == 2 * len(np.unique(both.rows.segment))
