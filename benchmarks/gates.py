@@ -129,7 +129,7 @@ CLEAN = (null_drops, strong_drops, weak_drops, total_loss, coverage, centred)
 GATES: dict[str, tuple[Callable[[Measured], Gate], ...]] = {
     "S0": CLEAN,
     "S1": CLEAN,
-    "S1-late": CLEAN,
+    "S1-late": (strong_drops, coverage, centred),
     "S2": (support_floor, strong_drops, total_loss),
     "S3": (copies, strong_drops, total_loss),
     "S6": (cold_loss, strong_drops, total_loss),
@@ -139,7 +139,8 @@ GATES: dict[str, tuple[Callable[[Measured], Gate], ...]] = {
     "null": (type_one, coverage),
     "null-clustered": (type_one, coverage),
 }
-"""S7 is reported and has no gate; S4 needs refits in turn, which this harness does not make."""
+"""S1-late asks for unbiased habits alone: its early events dilute every exposure, so weak effects look smaller than
+they are. S7 is reported and has no gate; S4 needs refits in turn, which this harness does not make."""
 
 
 # --- the table
