@@ -6,6 +6,7 @@
 `python -m benchmarks quality [--rounds 5]` counts the Spark jobs of the quality gate beside those of its first form.
 `python -m benchmarks gates [--presets S0,null] [--seeds 0,1,2,3,4]` holds the statistics against planted truth, no Spark.
 `python -m benchmarks increment [--days 30,90] [--per-day 100000]` sets one more day beside a build of everything.
+`python -m benchmarks segmenters [--users 20000] [--seeds 2] [--events 50,15,5,1.5]` holds the segmenters' contest.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import features, gates, increment, kernels, quality, summary, worlds
+from benchmarks import features, gates, increment, kernels, quality, segmenters, summary, worlds
 
 
 def main() -> int:
@@ -24,11 +25,14 @@ def main() -> int:
         "what",
         nargs="?",
         default="worlds",
-        choices=("worlds", "summary", "kernels", "features", "gates", "quality", "increment"),
+        choices=(
+            "worlds", "summary", "kernels", "features", "gates", "quality", "increment", "segmenters",
+        ),  # fmt: skip
     )
     parser.add_argument("--presets", help="default: S0,S8 for worlds, all that have a gate for gates")
     parser.add_argument("--users", type=int, default=20_000)
-    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--seeds", help="numbers for worlds (default 0); how many for segmenters (default 2)")
+    parser.add_argument("--events", default="50,15,5,1.5", help="mean events a user, for segmenters")
     parser.add_argument("--folder", type=Path, help="where worlds are kept between runs (default: temporary)")
     parser.add_argument("--settings", default=",".join(gates.SETTINGS), help="of the config, for gates")
     parser.add_argument(
@@ -51,6 +55,10 @@ def main() -> int:
     if options.what == "quality":
         quality.main(rows=1_000_000, rounds=options.rounds)
         return 0
+    if options.what == "segmenters":
+        levels = [float(level) for level in options.events.split(",")]
+        segmenters.main(users=options.users, seeds=int(options.seeds or 2), events=levels)
+        return 0
     if options.what == "increment":
         ages = [int(days) for days in options.days.split(",")]
         with tempfile.TemporaryDirectory() as scratch:
@@ -66,7 +74,7 @@ def main() -> int:
             parser.error("summary needs --folder W, a warehouse that `dynamix run` has written")
         summary.main(options.folder)
         return 0
-    seeds = [int(s) for s in options.seeds.split(",")]
+    seeds = [int(s) for s in (options.seeds or "0").split(",")]
     if options.what == "gates":
         chosen = options.presets.split(",") if options.presets else list(gates.GATES)
         gates.main(chosen, seeds=seeds, users=options.users, settings=options.settings.split(","))

@@ -1,11 +1,11 @@
-"""EM on Spark: all candidate mixtures advance together, one pass over the users per iteration."""
+"""EM on Spark or in memory: all candidate mixtures advance together, one pass over the users per iteration."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,8 @@ from dynamix.segmentation.counts import CountBlock, count_block
 from dynamix.segmentation.mixture import Mixture, Sums, e_step, m_step
 
 T = TypeVar("T")
+Counts: TypeAlias = DataFrame | CountBlock
+"""Rows of `user_counts` on Spark, or the same users as one block in memory."""
 TOLERANCE = 1e-6
 """Relative gain in log likelihood below which a candidate has converged."""
 ALL, HALF_A, HALF_B = -1, 0, 1
@@ -37,7 +39,7 @@ class Candidate:
 
 
 def fit(
-    counts: DataFrame,
+    counts: Counts,
     candidates: Sequence[Candidate],
     *,
     width: int,
@@ -74,7 +76,7 @@ def _advance(candidate: Candidate, sums: Sums, prior: float) -> Candidate:
 
 
 def _e_pass(
-    counts: DataFrame, candidates: Sequence[Candidate], width: int, parts: tuple[int, ...]
+    counts: Counts, candidates: Sequence[Candidate], width: int, parts: tuple[int, ...]
 ) -> list[Sums]:
     listed = [(c.mixture, c.half) for c in candidates]
 
@@ -91,8 +93,10 @@ def _e_pass(
     return reduce_blocks(counts, block_sums, add, zero)
 
 
-def reduce_blocks(counts: DataFrame, work: Callable[[CountBlock], T], add: Callable[[T, T], T], zero: T) -> T:
+def reduce_blocks(counts: Counts, work: Callable[[CountBlock], T], add: Callable[[T, T], T], zero: T) -> T:
     """Sum of `work` over all blocks of users: added up within a partition, then on the driver."""
+    if isinstance(counts, CountBlock):
+        return add(zero, work(counts)) if len(counts.users) else zero
 
     def partition(batches: Iterator[Any]) -> Iterator[Any]:
         total: T | None = None

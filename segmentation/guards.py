@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from pyspark.sql import DataFrame
 
 from dynamix.config import SegmentationConfig
 from dynamix.features.grid import on_grid
 from dynamix.segmentation.counts import INPUT, NEXT, CountBlock
-from dynamix.segmentation.em import reduce_blocks
+from dynamix.segmentation.em import Counts, reduce_blocks
 from dynamix.segmentation.mixture import Mixture, adjusted_rand, predictive
 
 Floats = npt.NDArray[np.float64]
@@ -89,7 +88,7 @@ class Choice:
         return next(v for v in self.verdicts if v.k == self.k)
 
 
-def measure(counts: DataFrame, trials: Sequence[Trial], *, width: int) -> Measured:
+def measure(counts: Counts, trials: Sequence[Trial], *, width: int) -> Measured:
     """One pass over the users: prediction of the next window, agreement of the halves, length by segment."""
 
     def work(block: CountBlock) -> Measured:
@@ -174,18 +173,24 @@ def _judge(place: int, trial: Trial, found: Measured, config: SegmentationConfig
         "length_eta2": eta2,
         "measured_users": float(found.long_users),
     }
-    if trial.k == 1:
-        return Verdict(1, heldout, numbers, "")
+    return Verdict(trial.k, heldout, numbers, refusal(trial.k, numbers, config))
+
+
+def refusal(k: int, numbers: Mapping[str, float], config: SegmentationConfig) -> str:
+    """The first guard that these numbers of K segments fail, in words; empty when they pass, and for K = 1."""
+    if k == 1:
+        return ""
+    users, share, perplexity = (numbers[name] for name in ("measured_users", "min_share", "perplexity"))
+    ari, eta2 = numbers["split_half_ari"], numbers["length_eta2"]
     rules = (
-        (found.long_users < MEASURABLE_USERS, f"not measurable, {found.long_users} users have "
+        (users < MEASURABLE_USERS, f"not measurable, {users:.0f} users have "
          f"{MEASURABLE_EVENTS} or more events, {MEASURABLE_USERS} are needed"),
-        (float(share.min()) < config.min_share, f"smallest share {share.min():.4f} < {config.min_share}"),
-        (perplexity < PERPLEXITY_SHARE * trial.k, f"perplexity {perplexity:.2f} < {PERPLEXITY_SHARE} K"),
+        (share < config.min_share, f"smallest share {share:.4f} < {config.min_share}"),
+        (perplexity < PERPLEXITY_SHARE * k, f"perplexity {perplexity:.2f} < {PERPLEXITY_SHARE} K"),
         (ari < config.stability, f"split-half ARI {ari:.2f} < {config.stability}"),
         (eta2 > config.max_length_eta2, f"segments explain {eta2:.2f} of log length > {config.max_length_eta2}"),
     )  # fmt: skip
-    refused = next((text for failed, text in rules if failed), "")
-    return Verdict(trial.k, heldout, numbers, refused)
+    return next((text for failed, text in rules if failed), "")
 
 
 def length_eta2(lengths: Floats) -> float:

@@ -15,8 +15,8 @@ from scipy import sparse
 from dynamix.config import SegmentationConfig
 from dynamix.contracts import N_DWELL_BINS
 from dynamix.errors import GuardError
-from dynamix.segmentation.counts import INPUT, NEXT, cell_width, count_block
-from dynamix.segmentation.em import ALL, HALF_A, HALF_B, Candidate, fit, user_half
+from dynamix.segmentation.counts import INPUT, NEXT, CountBlock, cell_width, count_block
+from dynamix.segmentation.em import ALL, HALF_A, HALF_B, Candidate, Counts, fit, user_half
 from dynamix.segmentation.guards import Choice, Trial, Verdict, choose, measure
 from dynamix.segmentation.mixture import Ints, Mixture, initial
 
@@ -36,7 +36,7 @@ class Fitted:
 
 
 def fit_mixture(
-    counts: DataFrame,
+    counts: Counts,
     *,
     n_streams: int,
     config: SegmentationConfig,
@@ -52,11 +52,7 @@ def fit_mixture(
     width = cell_width(n_streams, dwell_bins=config.dwell_bins)
     group = np.arange(width) // N_DWELL_BINS if config.dwell_bins else np.arange(width)
     seeds, half = _seed_users(counts, width)
-    if seeds.shape[0] == 0:
-        raise GuardError(
-            "segment: no user has a usable event in the segmenter's input window; ingest more days"
-        )
-    starts = _starts(seeds, half, group, config)
+    starts = [s for k in range(1, config.k_max + 1) for s in _starts(seeds, half, group, k, config)]
     progress(f"segment: {len(starts)} candidates of K = 1..{config.k_max}")
     fitted = fit(
         counts, starts, parts=(INPUT,), width=width, max_iter=config.max_iter, prior=config.emission_prior
@@ -72,9 +68,7 @@ def fit_mixture(
     return Fitted(final.mixture, choice, max(c.iterations for c in fitted) + final.iterations)
 
 
-def fit_fixed(
-    counts: DataFrame, *, n_streams: int, k: int, config: SegmentationConfig, reason: str
-) -> Fitted:
+def fit_fixed(counts: Counts, *, n_streams: int, k: int, config: SegmentationConfig, reason: str) -> Fitted:
     """A control without choice of K: `k` components with the pooled emission (K = 1, or labels set elsewhere)."""
     width = cell_width(n_streams, dwell_bins=config.dwell_bins)
     one = Candidate(Mixture(np.full((1, width), -np.log(width)), np.zeros(1)))
@@ -85,32 +79,78 @@ def fit_fixed(
     return Fitted(mixture, Choice(k, reason, (verdict,)), 2)
 
 
-def _seed_users(counts: DataFrame, width: int) -> tuple[sparse.csr_matrix, Ints]:
+def fit_given(counts: Counts, *, n_streams: int, k: int, config: SegmentationConfig, reason: str) -> Fitted:
+    """The best restart of `k` components on input and next window, without choice of K and without guards.
+
+    GuardError when no user has an event in the input window.
+    """
+    width = cell_width(n_streams, dwell_bins=config.dwell_bins)
+    group = np.arange(width) // N_DWELL_BINS if config.dwell_bins else np.arange(width)
+    seeds, half = _seed_users(counts, width)
+    starts = [start for start in _starts(seeds, half, group, k, config) if start.half == ALL]
+    fitted = fit(
+        counts,
+        starts,
+        parts=(INPUT, NEXT),
+        width=width,
+        max_iter=config.max_iter,
+        prior=config.emission_prior,
+    )
+    best = max(fitted, key=lambda c: c.loglik)
+    return Fitted(best.mixture, Choice(k, reason, (Verdict(k, float("nan"), {}, ""),)), best.iterations)
+
+
+def _seed_users(counts: Counts, width: int) -> tuple[sparse.csr_matrix, Ints]:
     """Counts of the input window of the most active users (ties by id) and the half of each."""
+    found = _most_active(counts) if isinstance(counts, CountBlock) else _most_active_rows(counts)
+    seeds = found.matrix(width, INPUT)
+    if seeds.shape[0] == 0:
+        raise GuardError(
+            "segment: no user has a usable event in the segmenter's input window; ingest more days"
+        )
+    return seeds, user_half(found.users)
+
+
+def _most_active(counts: CountBlock) -> CountBlock:
+    own = counts.part == INPUT
+    events = np.bincount(counts.row[own], weights=counts.n[own], minlength=len(counts.users))
+    name = np.argsort(np.argsort(np.asarray(counts.users.to_pylist(), dtype=np.str_), kind="stable"))
+    order = np.lexsort((name, -events))
+    chosen = order[events[order] > 0][:SEED_USERS]
+    place = np.full(len(counts.users), -1, np.int64)
+    place[chosen] = np.arange(len(chosen))
+    row = place[counts.row]
+    kept = row >= 0
+    return CountBlock(
+        counts.users.take(pa.array(chosen)), row[kept], counts.day[kept], counts.part[kept], counts.cell[kept],
+        counts.n[kept],
+    )  # fmt: skip
+
+
+def _most_active_rows(counts: DataFrame) -> CountBlock:
     events = F.aggregate(
         "entries", F.lit(0), lambda total, e: total + F.when(e["part"] == INPUT, e["n"]).otherwise(0)
     )
     most = counts.withColumn("events", events).where("events > 0").orderBy(F.desc("events"), "user_id")
     table = most.limit(SEED_USERS).select("user_id", "entries").toArrow()
     if not table.num_rows:
-        return sparse.csr_matrix((0, width)), np.empty(0, np.int64)
+        none = np.empty(0, np.int64)
+        return CountBlock(pa.array([], pa.string()), none, none, none, none, none)
     batch: Any = pa.Table.from_batches(table.to_batches()).combine_chunks().to_batches()[0]
-    block = count_block(batch)
-    return block.matrix(width, INPUT), user_half(block.users)
+    return count_block(batch)
 
 
-def _starts(seeds: sparse.csr_matrix, half: Ints, group: Ints, config: SegmentationConfig) -> list[Candidate]:
+def _starts(
+    seeds: sparse.csr_matrix, half: Ints, group: Ints, k: int, config: SegmentationConfig
+) -> list[Candidate]:
     starts = []
-    for k in range(1, config.k_max + 1):
-        for which in (ALL, HALF_A, HALF_B):
-            rows = seeds if which == ALL or not (half == which).any() else seeds[half == which]
-            restarts = (
-                1 if k == 1 else config.restarts if which == ALL else min(config.restarts, HALF_RESTARTS)
-            )
-            for restart in range(restarts):
-                seed = config.seed + 1000 * k + 10 * restart + which + 1
-                mixture = initial(rows, k=k, group=group, prior=config.emission_prior, seed=seed)
-                starts.append(Candidate(mixture, which, restart))
+    for which in (ALL, HALF_A, HALF_B):
+        rows = seeds if which == ALL or not (half == which).any() else seeds[half == which]
+        restarts = 1 if k == 1 else config.restarts if which == ALL else min(config.restarts, HALF_RESTARTS)
+        for restart in range(restarts):
+            seed = config.seed + 1000 * k + 10 * restart + which + 1
+            mixture = initial(rows, k=k, group=group, prior=config.emission_prior, seed=seed)
+            starts.append(Candidate(mixture, which, restart))
     return starts
 
 

@@ -58,7 +58,7 @@ EXTRA_ACTIONS = {
     "features/training.py training_rows": "the stream ids, tens of rows, travel in the kernel's closure",
     "features/training.py _grid": "the mask grid, a few hundred rows, travels in the kernel's closure",
     "segmentation/em.py reduce_blocks": "the reduce of every fit: one row of sums a partition",
-    "segmentation/mix.py _seed_users": "a bounded number of users, from which the fit starts",
+    "segmentation/mix.py _most_active_rows": "a bounded number of users, from which the fit starts",
 }
 EXTRA_AMBIENT = {
     "features/tables.py time.sleep": "the pause before a conflicting commit is tried again",

@@ -94,7 +94,7 @@ class HistoryConfig(Section):
 
 class SegmentationConfig(Section):
     method: Literal["mix"] = Field(
-        "mix", description="the neural, mix-merge and paper2 segmenters come later"
+        "mix", description="neural, mix-merge and paper2 are not wired into jobs and serving yet"
     )
     control: Literal["none", "one", "shuffled", "tier"] = "none"
     k_max: int = Field(8, ge=1, le=32, description="largest number of segments tried")

@@ -18,6 +18,7 @@ from dynamix.contracts import N_DWELL_BINS
 from dynamix.features.calendar import build_calendar
 from dynamix.segmentation.counts import INPUT, NEXT, OTHER, count_block, user_counts
 from dynamix.segmentation.em import ALL, HALF_A, HALF_B, Candidate, fit, reduce_blocks, user_half
+from dynamix.segmentation.mix import _seed_users
 from dynamix.segmentation.mixture import Mixture, e_step, initial, m_step
 
 WIDTH = 4
@@ -117,6 +118,13 @@ def test_candidates_advance_as_if_each_were_fitted_alone_in_memory() -> None:
         assert np.array_equal(found.mixture.log_pi, mixture.log_pi)
 
 
+def test_one_block_in_memory_gives_the_same_bits_as_partitions() -> None:
+    rows = world()
+    options: dict[str, Any] = {"width": WIDTH, "parts": (INPUT, NEXT), "max_iter": 3, "prior": 0.5}
+    block = count_block(batch_of(rows))
+    assert same(fit(block, starts(rows), **options), fit(frame_of(rows, 70), starts(rows), **options))
+
+
 def test_iteration_stops_when_every_candidate_has_converged() -> None:
     rows = world()
     found = fit(frame_of(rows, 90), starts(rows), width=WIDTH, parts=(INPUT,), max_iter=500, prior=0.5)
@@ -155,6 +163,17 @@ def test_fit_on_spark_gives_the_same_bits_for_any_partitioning(spark: SparkSessi
             assert same(found, expected)
     finally:
         stored.unpersist()
+
+
+@pytest.mark.spark
+def test_the_users_that_seed_a_fit_are_the_same_on_spark_and_in_memory(spark: SparkSession) -> None:
+    rows = world(40)
+    records = [(r["user_id"], [(e["day"], e["part"], e["cell"], e["n"]) for e in r["entries"]]) for r in rows]
+    on_spark, half = _seed_users(spark.createDataFrame(records, ENTRIES).repartition(3), WIDTH)
+    in_memory, own_half = _seed_users(count_block(batch_of(rows)), WIDTH)
+    assert on_spark.shape == (40, WIDTH)
+    assert np.array_equal(on_spark.toarray(), in_memory.toarray())
+    assert np.array_equal(half, own_half)
 
 
 def test_a_candidate_without_users_in_its_half_keeps_a_proper_mixture() -> None:

@@ -1,0 +1,266 @@
+"""The neural segmenter behind the common interface: choice of K, guards, temperature (docs/method.md A.4.2, A.4.4)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dynamix.config import SegmentationConfig
+from dynamix.errors import GuardError
+from dynamix.segmentation.counts import INPUT
+from dynamix.segmentation.em import HALF_A, HALF_B, user_half
+from dynamix.segmentation.encoder import EncoderConfig, SessionEncoder, batch_of, one_thread
+from dynamix.segmentation.guards import MEASURABLE_EVENTS, length_eta2, refusal
+from dynamix.segmentation.jagged import Bools, Floats, Jagged
+from dynamix.segmentation.mixture import adjusted_rand
+from dynamix.segmentation.objective import floored, predictive, swap_loss
+from dynamix.segmentation.readout import Readout, View, effective_rank, fit_readout
+from dynamix.segmentation.slopes import Evidence, pooled_slopes
+from dynamix.segmentation.train import TrainConfig, train
+
+BLOCK = 2048
+"""Users encoded at a time."""
+STUCK = 0.05
+"""Nats below the entropy of the shares that the swap loss has to reach (docs/method.md A.4.4)."""
+SEARCH_STEPS, SEARCH_BATCH = 120, 512
+_HELD_OUT = 0.2
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """What the network says of U users: z (U, d), evidence (U, K) without the prior, events (U,)."""
+
+    z: Floats
+    evidence: Floats
+    n: Floats
+
+    @property
+    def view(self) -> View:
+        return View(self.evidence, self.n)
+
+
+@dataclass(frozen=True)
+class NeuralFitted:
+    """Weights as arrays and the read-out; the posterior is a pure function of both and of the events."""
+
+    name: ClassVar[str] = "neural"
+    config: EncoderConfig
+    weights: Mapping[str, npt.NDArray[np.float32]]
+    readout: Readout
+    reason: str
+    numbers: Mapping[str, float]
+
+    @property
+    def k(self) -> int:
+        return self.config.k
+
+    @property
+    def log_prior(self) -> Floats:
+        """log π (K,)."""
+        raw = np.asarray(self.weights["prior"], np.float64)
+        return np.asarray(raw - np.log(np.exp(raw - raw.max()).sum()) - raw.max())
+
+    def posterior(self, inputs: Jagged) -> Floats:
+        """q (U, K) under the fitted temperature; users without events get the prior."""
+        found = encode(self._encoder(), inputs)
+        return self.readout.posterior(found.evidence, self.log_prior, found.n)
+
+    def _encoder(self) -> SessionEncoder:
+        encoder = SessionEncoder(self.config, torch.Generator())
+        encoder.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in self.weights.items()})
+        return encoder.eval()
+
+    def to_json(self) -> str:
+        """As JSON text with `method` first; weights are exact."""
+        tree = {
+            "method": self.name, "config": asdict(self.config), "readout": vars(self.readout), "reason": self.reason,
+            "numbers": dict(self.numbers), "weights": {name: w.tolist() for name, w in self.weights.items()},
+        }  # fmt: skip
+        return json.dumps(tree)
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> NeuralFitted:
+        """The segmenter that `to_json` described."""
+        weights = {name: np.asarray(values, np.float32) for name, values in tree["weights"].items()}
+        config, readout = EncoderConfig(**tree["config"]), Readout(**tree["readout"])
+        return cls(config, weights, readout, str(tree["reason"]), dict(tree["numbers"]))
+
+
+@dataclass(frozen=True)
+class Neural:
+    """Train for K = 1..k_max, take the smallest K near the best held-out likelihood that passes the guards.
+
+    With `k` that number is trained without guards. `search` trains the candidates, on four fifths of the users; the
+    next window of the other fifth, given their input window, compares them (one standard error, paired by user).
+    """
+
+    name: ClassVar[str] = "neural"
+    config: SegmentationConfig
+    training: TrainConfig = field(default_factory=TrainConfig)
+    search: TrainConfig = field(default_factory=lambda: TrainConfig(steps=SEARCH_STEPS, batch=SEARCH_BATCH))
+    k: int | None = None
+
+    def fit(self, inputs: Jagged, evidence: Evidence | None = None) -> NeuralFitted:
+        """With evidence the population slopes are an input and a target; no user's own label is.
+
+        Users are sorted by id first, so their order does not matter.
+        """
+        slopes = None if evidence is None or not len(evidence.user) else pooled_slopes(evidence)
+        inputs = inputs.take(np.argsort(np.asarray(inputs.users.to_pylist(), dtype=np.str_), kind="stable"))
+        if not (inputs.part == INPUT).any():
+            raise GuardError(
+                "segment: no user has a usable event in the segmenter's input window; ingest more days"
+            )
+        if self.k is not None:
+            return self._fitted(self._train(inputs, self.k, slopes), inputs, f"K={self.k} as given", {})
+        refused: list[str] = []
+        for k in range(self._ladder(inputs, slopes), 0, -1):
+            encoder = self._train(inputs, k, slopes)
+            numbers = self._numbers(encoder, inputs, slopes)
+            words = _refused(k, numbers, self.config)
+            if not words:
+                more = f" (refused: {'; '.join(refused)})" if refused else ""
+                reason = f"K={k} of K=1..{self.config.k_max} by held-out likelihood{more}"
+                return self._fitted(encoder, inputs, reason, numbers)
+            refused.append(f"K={k}: {words}")
+        raise AssertionError("one segment is never refused")
+
+    def _train(self, inputs: Jagged, k: int, slopes: Floats | None) -> SessionEncoder:
+        return train(inputs, k=k, slopes=slopes, config=self.training)
+
+    def _fitted(
+        self, encoder: SessionEncoder, inputs: Jagged, reason: str, numbers: Mapping[str, float]
+    ) -> NeuralFitted:
+        weights = {name: w.detach().cpu().numpy().copy() for name, w in encoder.state_dict().items()}
+        rough = NeuralFitted(encoder.config, weights, Readout(), reason, numbers)
+        first, second = (encode(encoder, half).view for half in inputs.halves())
+        readout = fit_readout(first, second, rough.log_prior)
+        return NeuralFitted(encoder.config, weights, readout, reason, numbers)
+
+    def _ladder(self, inputs: Jagged, slopes: Floats | None) -> int:
+        """The smallest K within one standard error of the best prediction of the next window."""
+        held = _held_out(inputs.users)
+        kept, tested = inputs.take(np.flatnonzero(~held)), inputs.take(np.flatnonzero(held))
+        if not kept.events.any() or not tested.events.any():
+            return 1
+        logs = [
+            np.zeros(tested.n_users)
+        ]  # one segment is the pooled emission, which is the zero of `predictive`
+        for k in range(2, self.config.k_max + 1):
+            encoder = train(kept, k=k, slopes=slopes, config=self.search)
+            logs.append(next_window(encoder, tested))
+        best = int(np.argmax([log.sum() for log in logs]))
+        for place, log in enumerate(logs):
+            gap = logs[best] - log
+            if gap.sum() <= gap.std() * len(gap) ** 0.5:
+                return place + 1
+        return best + 1
+
+    def _numbers(self, encoder: SessionEncoder, inputs: Jagged, slopes: Floats | None) -> dict[str, float]:
+        """The guards' numbers; those of K ≥ 2 need two more fits, on the halves of the users."""
+        k = encoder.config.k
+        found = encode(encoder, inputs)
+        share = encoder.log_prior.detach().exp().cpu().numpy().astype(np.float64)
+        long = found.n >= MEASURABLE_EVENTS
+        numbers = {
+            "min_share": float(share.min()),
+            "perplexity": float(np.exp(-(share * np.log(share)).sum())),
+            "measured_users": float(long.sum()),
+            "effective_rank": effective_rank(found.z[found.n > 0]),
+            "swap_loss": _swap(encoder, inputs),
+            "entropy": float(-(share * np.log(share)).sum()),
+        }
+        if k > 1:
+            log_n = np.log(found.n[long])
+            label = (found.evidence + np.log(share)).argmax(axis=1)[long]
+            sums = [np.bincount(label, weights=w, minlength=k) for w in (None, log_n, log_n**2)]
+            numbers["length_eta2"] = length_eta2(np.stack(sums, axis=1).astype(np.float64))
+            numbers["split_half_ari"] = self._stability(inputs, long, k, slopes)
+        return numbers
+
+    def _stability(self, inputs: Jagged, long: Bools, k: int, slopes: Floats | None) -> float:
+        """ARI over users with enough events of the models trained on the two halves of the users."""
+        if not long.any():
+            return 0.0
+        half, chosen = user_half(inputs.users), inputs.take(np.flatnonzero(long))
+        labels = []
+        for which in (HALF_A, HALF_B):
+            encoder = self._train(inputs.take(np.flatnonzero(half == which)), k, slopes)
+            scores = encode(encoder, chosen).evidence + encoder.log_prior.detach().cpu().numpy()
+            labels.append(scores.argmax(axis=1))
+        table = np.zeros((k, k))
+        np.add.at(table, (labels[0], labels[1]), 1.0)
+        return adjusted_rand(table)
+
+
+def collapse(k: int, numbers: Mapping[str, float]) -> str:
+    """Why K ≥ 2 prototypes are stuck or lie on top of each other, in words; empty when they do not.
+
+    Stuck: the swap loss is within .05 nats of the entropy of the shares (ln K where they are equal), so that views of a
+    user say nothing of each other. Source: docs/method.md A.4.4.
+    """
+    if k == 1:
+        return ""
+    loss, entropy, rank = numbers["swap_loss"], numbers["entropy"], numbers["effective_rank"]
+    if loss > entropy - STUCK:
+        return f"swap loss {loss:.3f} is within {STUCK} of the entropy of the shares, {entropy:.3f}"
+    if rank < max(2, k - 2):
+        return f"effective rank {rank:.2f} < {max(2, k - 2)}"
+    return ""
+
+
+def _refused(k: int, numbers: Mapping[str, float], config: SegmentationConfig) -> str:
+    return refusal(k, numbers, config) or collapse(k, numbers)
+
+
+def encode(encoder: SessionEncoder, inputs: Jagged) -> Encodings:
+    """z, evidence and events of every user, block by block; all events of `inputs` are seen."""
+    parts = []
+    with torch.no_grad(), one_thread():
+        for first in range(0, max(inputs.n_users, 1), BLOCK):
+            rows = np.arange(first, min(first + BLOCK, inputs.n_users))
+            block = batch_of(inputs.take(rows), encoder.base.device)
+            found = encoder(block, torch.ones_like(block.z))
+            parts.append([_array(value) for value in (found.z, found.evidence, found.n)])
+    return Encodings(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+
+def next_window(encoder: SessionEncoder, inputs: Jagged) -> Floats:
+    """log p(next window | input window) of every user (U,) as gain over the pooled emission, in nats."""
+    parts = []
+    with torch.no_grad(), one_thread():
+        for first in range(0, max(inputs.n_users, 1), BLOCK):
+            rows = np.arange(first, min(first + BLOCK, inputs.n_users))
+            block = batch_of(inputs.take(rows), encoder.base.device)
+            seen = block.is_input[block.session].float()
+            parts.append(_array(predictive(encoder, block, encoder(block, seen), 1.0 - seen)))
+    return np.concatenate(parts)
+
+
+def _swap(encoder: SessionEncoder, inputs: Jagged) -> float:
+    """Swap loss of even against odd sessions over users who have both; the entropy of the shares without any."""
+    a, b = (encode(encoder, half) for half in inputs.halves())
+    both = (a.n > 0) & (b.n > 0)
+    prior = encoder.log_prior.detach().cpu()
+    if int(both.sum()) < 2:
+        return float(-(prior.exp() * prior).sum())
+    first, second = (torch.from_numpy(x.evidence[both]).float() + prior for x in (a, b))
+    return float(swap_loss(first, second, floored(prior.exp())))
+
+
+def _held_out(users: Any) -> Bools:
+    """True for a fifth of the users, by a hash that no other split shares."""
+    draws = [blake2b(f"held-out|{u}".encode(), digest_size=2).digest() for u in users.to_pylist()]
+    return np.array([int.from_bytes(d, "big") < _HELD_OUT * 65536 for d in draws], bool)
+
+
+def _array(value: Tensor) -> Floats:
+    return np.asarray(value.cpu().numpy(), np.float64)
