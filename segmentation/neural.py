@@ -21,7 +21,7 @@ from dynamix.segmentation.encoder import EncoderConfig, SessionEncoder, batch_of
 from dynamix.segmentation.guards import MEASURABLE_EVENTS, length_eta2, refusal
 from dynamix.segmentation.jagged import Bools, Floats, Jagged
 from dynamix.segmentation.mixture import adjusted_rand
-from dynamix.segmentation.objective import floored, predictive, swap_loss
+from dynamix.segmentation.objective import predictive, swap_loss
 from dynamix.segmentation.readout import Readout, View, effective_rank, fit_readout
 from dynamix.segmentation.slopes import Evidence, pooled_slopes
 from dynamix.segmentation.train import TrainConfig, train
@@ -30,7 +30,7 @@ BLOCK = 2048
 """Users encoded at a time."""
 STUCK = 0.05
 """Nats below the entropy of the shares that the swap loss has to reach (docs/method.md A.4.4)."""
-SEARCH_STEPS, SEARCH_BATCH = 120, 512
+SEARCH_STEPS = 120
 _HELD_OUT = 0.2
 
 
@@ -105,7 +105,7 @@ class Neural:
     name: ClassVar[str] = "neural"
     config: SegmentationConfig
     training: TrainConfig = field(default_factory=TrainConfig)
-    search: TrainConfig = field(default_factory=lambda: TrainConfig(steps=SEARCH_STEPS, batch=SEARCH_BATCH))
+    search: TrainConfig = field(default_factory=lambda: TrainConfig(steps=SEARCH_STEPS))
     k: int | None = None
 
     def fit(self, inputs: Jagged, evidence: Evidence | None = None) -> NeuralFitted:
@@ -124,8 +124,11 @@ class Neural:
         refused: list[str] = []
         for k in range(self._ladder(inputs, slopes), 0, -1):
             encoder = self._train(inputs, k, slopes)
-            numbers = self._numbers(encoder, inputs, slopes)
+            numbers = guard_numbers(encoder, inputs)
             words = _refused(k, numbers, self.config)
+            if k > 1 and not words:  # two more fits, so only where nothing else refuses
+                numbers["split_half_ari"] = self._stability(inputs, k, slopes)
+                words = _refused(k, numbers, self.config)
             if not words:
                 more = f" (refused: {'; '.join(refused)})" if refused else ""
                 reason = f"K={k} of K=1..{self.config.k_max} by held-out likelihood{more}"
@@ -140,10 +143,7 @@ class Neural:
         self, encoder: SessionEncoder, inputs: Jagged, reason: str, numbers: Mapping[str, float]
     ) -> NeuralFitted:
         weights = {name: w.detach().cpu().numpy().copy() for name, w in encoder.state_dict().items()}
-        rough = NeuralFitted(encoder.config, weights, Readout(), reason, numbers)
-        first, second = (encode(encoder, half).view for half in inputs.halves())
-        readout = fit_readout(first, second, rough.log_prior)
-        return NeuralFitted(encoder.config, weights, readout, reason, numbers)
+        return NeuralFitted(encoder.config, weights, _temperature(encoder, inputs), reason, numbers)
 
     def _ladder(self, inputs: Jagged, slopes: Floats | None) -> int:
         """The smallest K within one standard error of the best prediction of the next window."""
@@ -164,32 +164,9 @@ class Neural:
                 return place + 1
         return best + 1
 
-    def _numbers(self, encoder: SessionEncoder, inputs: Jagged, slopes: Floats | None) -> dict[str, float]:
-        """The guards' numbers; those of K ≥ 2 need two more fits, on the halves of the users."""
-        k = encoder.config.k
-        found = encode(encoder, inputs)
-        share = encoder.log_prior.detach().exp().cpu().numpy().astype(np.float64)
-        long = found.n >= MEASURABLE_EVENTS
-        numbers = {
-            "min_share": float(share.min()),
-            "perplexity": float(np.exp(-(share * np.log(share)).sum())),
-            "measured_users": float(long.sum()),
-            "effective_rank": effective_rank(found.z[found.n > 0]),
-            "swap_loss": _swap(encoder, inputs),
-            "entropy": float(-(share * np.log(share)).sum()),
-        }
-        if k > 1:
-            log_n = np.log(found.n[long])
-            label = (found.evidence + np.log(share)).argmax(axis=1)[long]
-            sums = [np.bincount(label, weights=w, minlength=k) for w in (None, log_n, log_n**2)]
-            numbers["length_eta2"] = length_eta2(np.stack(sums, axis=1).astype(np.float64))
-            numbers["split_half_ari"] = self._stability(inputs, long, k, slopes)
-        return numbers
-
-    def _stability(self, inputs: Jagged, long: Bools, k: int, slopes: Floats | None) -> float:
+    def _stability(self, inputs: Jagged, k: int, slopes: Floats | None) -> float:
         """ARI over users with enough events of the models trained on the two halves of the users."""
-        if not long.any():
-            return 0.0
+        long = inputs.events >= MEASURABLE_EVENTS
         half, chosen = user_half(inputs.users), inputs.take(np.flatnonzero(long))
         labels = []
         for which in (HALF_A, HALF_B):
@@ -199,6 +176,28 @@ class Neural:
         table = np.zeros((k, k))
         np.add.at(table, (labels[0], labels[1]), 1.0)
         return adjusted_rand(table)
+
+
+def guard_numbers(encoder: SessionEncoder, inputs: Jagged) -> dict[str, float]:
+    """What the guards look at, of one trained encoder; the split-half ARI, which takes more fits, stands at 1."""
+    k = encoder.config.k
+    found = encode(encoder, inputs)
+    share = encoder.log_prior.detach().exp().cpu().numpy().astype(np.float64)
+    long = found.n >= MEASURABLE_EVENTS
+    log_n = np.log(found.n[long])
+    label = (found.evidence + np.log(share)).argmax(axis=1)[long]
+    sums = [np.bincount(label, weights=w, minlength=k) for w in (None, log_n, log_n**2)]
+    entropy = float(-(share * np.log(share)).sum())
+    return {
+        "min_share": float(share.min()),
+        "perplexity": float(np.exp(entropy)),
+        "measured_users": float(long.sum()),
+        "effective_rank": effective_rank(found.z[found.n > 0]),
+        "swap_loss": _swap(encoder, inputs, _temperature(encoder, inputs)),
+        "entropy": entropy,
+        "length_eta2": length_eta2(np.stack(sums, axis=1).astype(np.float64)),
+        "split_half_ari": 1.0,
+    }
 
 
 def collapse(k: int, numbers: Mapping[str, float]) -> str:
@@ -245,15 +244,25 @@ def next_window(encoder: SessionEncoder, inputs: Jagged) -> Floats:
     return np.concatenate(parts)
 
 
-def _swap(encoder: SessionEncoder, inputs: Jagged) -> float:
-    """Swap loss of even against odd sessions over users who have both; the entropy of the shares without any."""
+def _swap(encoder: SessionEncoder, inputs: Jagged, readout: Readout) -> float:
+    """Swap loss of even against odd sessions over users who have both, under the read-out and with the views' own shares.
+
+    The entropy of the shares without two such users. Without the read-out one confident error would outweigh hundreds of
+    users, and shares that are not the views' own would force users away from where they belong.
+    """
     a, b = (encode(encoder, half) for half in inputs.halves())
     both = (a.n > 0) & (b.n > 0)
-    prior = encoder.log_prior.detach().cpu()
+    prior = encoder.log_prior.detach().cpu().numpy().astype(np.float64)
     if int(both.sum()) < 2:
-        return float(-(prior.exp() * prior).sum())
-    first, second = (torch.from_numpy(x.evidence[both]).float() + prior for x in (a, b))
-    return float(swap_loss(first, second, floored(prior.exp())))
+        return float(-(np.exp(prior) * prior).sum())
+    q = [torch.from_numpy(readout.posterior(x.evidence[both], prior, x.n[both])) for x in (a, b)]
+    first, second = (torch.log(x.clamp(min=1e-12)) for x in q)
+    return float(swap_loss(first, second, (q[0] + q[1]).mean(dim=0) / 2.0))
+
+
+def _temperature(encoder: SessionEncoder, inputs: Jagged) -> Readout:
+    first, second = (encode(encoder, half).view for half in inputs.halves())
+    return fit_readout(first, second, encoder.log_prior.detach().cpu().numpy().astype(np.float64))
 
 
 def _held_out(users: Any) -> Bools:

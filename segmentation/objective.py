@@ -41,7 +41,7 @@ def sinkhorn(scores: Tensor, marginal: Tensor, *, iterations: int = 3, epsilon: 
     return log_q.exp()
 
 
-def floored(usage: Tensor, *, share: float = 0.5) -> Tensor:
+def floored(usage: Tensor, *, share: float = 0.1) -> Tensor:
     """Usage (K,) with each entry at least share/K, summing to 1: real segments are unequal, none may starve."""
     raised = usage.clamp(min=share / len(usage))
     return raised / raised.sum()

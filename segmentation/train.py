@@ -44,9 +44,9 @@ class TrainConfig:
     """
 
     steps: int = 300
-    batch: int = 1024
+    batch: int = 512
     seed: int = 0
-    swap: float = 0.5
+    swap: float = 0.1
     length: float = 1.0
     evidence: float = 0.5
     cell_sd: float = 0.1

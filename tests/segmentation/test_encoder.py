@@ -160,7 +160,7 @@ def test_codes_follow_an_unequal_marginal_and_rows_sum_to_one() -> None:
     assert codes.sum(dim=1).numpy() == pytest.approx(1.0, abs=1e-5)
     assert codes.mean(dim=0).numpy() == pytest.approx(marginal.numpy(), abs=1e-3)
     raised = floored(torch.tensor([0.9, 0.1, 0.0]))
-    assert float(raised.min()) > 0.1 and float(raised.sum()) == pytest.approx(1.0)
+    assert 0.03 < float(raised.min()) < 0.04 and float(raised.sum()) == pytest.approx(1.0)
 
 
 def test_views_that_say_nothing_lose_the_entropy_and_agreeing_ones_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from functools import cache
 
 import numpy as np
@@ -16,10 +17,10 @@ from dynamix.segmentation.counts import OTHER
 from dynamix.segmentation.jagged import FlatEvents, Floats, Jagged, jagged
 from dynamix.segmentation.methods import load, segmenter
 from dynamix.segmentation.mix import fit_mixture
-from dynamix.segmentation.neural import Neural, collapse
+from dynamix.segmentation.neural import Neural, collapse, guard_numbers
 from dynamix.segmentation.segmenters import FittedSegmenter, MixMerge, Paper2
 from dynamix.segmentation.slopes import Evidence
-from dynamix.segmentation.train import TrainConfig
+from dynamix.segmentation.train import TrainConfig, train
 
 CONFIG = SegmentationConfig(k_max=4, restarts=2)
 SHORT = TrainConfig(steps=50, batch=128, restarts=1)
@@ -93,6 +94,8 @@ def test_a_stored_segmenter_gives_the_same_posterior(name: str) -> None:
     again = load(fitted(name).to_json())
     assert (again.name, again.k, again.reason) == (name, fitted(name).k, fitted(name).reason)
     assert np.array_equal(again.posterior(inputs), fitted(name).posterior(inputs))
+    shipped = pickle.loads(pickle.dumps(fitted(name)))  # as a Spark closure travels
+    assert np.array_equal(shipped.posterior(inputs), fitted(name).posterior(inputs))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -136,8 +139,7 @@ def test_users_who_are_all_alike_are_one_segment() -> None:
     inputs = jagged(flat_world(np.zeros(300, np.int64), events=12), users=ids(300), n_streams=N_STREAMS)
     found = Neural(CONFIG, training=SHORT, search=SHORT).fit(inputs)
     assert found.k == 1
-    forced = Neural(CONFIG, training=SHORT, k=3)
-    numbers = forced._numbers(forced._train(inputs, 3, None), inputs, None)
+    numbers = guard_numbers(train(inputs, k=3, config=SHORT), inputs)
     assert "swap loss" in collapse(3, numbers) or "effective rank" in collapse(3, numbers)
 
 
