@@ -6,7 +6,7 @@
 `python -m benchmarks quality [--rounds 5]` counts the Spark jobs of the quality gate beside those of its first form.
 `python -m benchmarks gates [--presets S0,null] [--seeds 0,1,2,3,4]` holds the statistics against planted truth, no Spark.
 `python -m benchmarks increment [--days 30,90] [--per-day 100000]` sets one more day beside a build of everything.
-`python -m benchmarks segmenters [--users 20000] [--seeds 2] [--events 50,15,5,1.5]` holds the segmenters' contest.
+`python -m benchmarks segmenters [--users 20000] [--seeds 2] [--given]` holds the segmenters' contest.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument(
         "--rounds", type=int, default=9, help="of each cell of the kernels, and of the quality gate"
     )
+    parser.add_argument("--given", action="store_true", help="K as planted, no choice of K, for segmenters")
     parser.add_argument("--days", default="30,90", help="ages of the table, for increment")
     parser.add_argument("--per-day", type=int, default=100_000, help="events, for increment")
     parser.add_argument("--late", type=int, default=2, help="days by which all rows are there, for increment")
@@ -57,7 +58,9 @@ def main() -> int:
         return 0
     if options.what == "segmenters":
         levels = [float(level) for level in options.events.split(",")]
-        segmenters.main(users=options.users, seeds=int(options.seeds or 2), events=levels)
+        segmenters.main(
+            users=options.users, seeds=int(options.seeds or 2), events=levels, by_rule=not options.given
+        )
         return 0
     if options.what == "increment":
         ages = [int(days) for days in options.days.split(",")]

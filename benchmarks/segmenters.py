@@ -105,9 +105,9 @@ def gaussian(k: int) -> Callable[[SegmentWorld], Answer]:
     return answer
 
 
-def methods(k: int) -> dict[str, Callable[[SegmentWorld], Answer]]:
+def methods(k: int, *, by_rule: bool) -> dict[str, Callable[[SegmentWorld], Answer]]:
     """Every contestant: those with a rule for K, then the same with K given, then the plain clusterings."""
-    own = {name: asked(segmenter(name, CONFIG)) for name in BY_RULE}
+    own = {name: asked(segmenter(name, CONFIG)) for name in (BY_RULE if by_rule else BY_RULE[2:])}
     given = {f"{name}, K={k}": asked(segmenter(name, CONFIG, k=k)) for name in ("mix", "neural", "mix-merge")}
     plain = {
         f"k-means log counts, K={k}": k_means(k, clr=False),
@@ -155,20 +155,22 @@ def slope_gain(label: Ints, later: Later, half: Ints) -> float:
     return 100.0 * (losses["together"] - losses["apart"]) / entropy
 
 
-def composition(users: int, events: float, seeds: int) -> tuple[dict[str, Line], list[float]]:
+def composition(
+    users: int, events: float, seeds: int, *, by_rule: bool
+) -> tuple[dict[str, Line], list[float]]:
     """All methods on thinned S0 worlds, and the Bayes-optimal ARI of each seed."""
     lines: dict[str, Line] = {}
     best: list[float] = []
     for seed in range(seeds):
         world = thinned(users, events, seed)
         best.append(adjusted_rand_score(world.truth, world.optimal))
-        for name, answer in methods(N_SEGMENTS).items():
+        for name, answer in methods(N_SEGMENTS, by_rule=by_rule).items():
             score(lines.setdefault(name, Line()), world, answer(world))
             say(f"S0 {events:g} events, seed {seed}, {name}", lines[name])
     return lines, best
 
 
-def heterogeneity(users: int, events: float, seeds: int) -> dict[str, Line]:
+def heterogeneity(users: int, events: float, seeds: int, *, by_rule: bool) -> dict[str, Line]:
     """All methods on orthogonal worlds; truth and the best labels from the same events come first."""
     lines: dict[str, Line] = {}
     for seed in range(seeds):
@@ -178,7 +180,7 @@ def heterogeneity(users: int, events: float, seeds: int) -> dict[str, Line]:
         answers = {
             "true slope types": lambda w: Answer(np.eye(2)[w.truth], "", 0.0, 0.0),
             "Bayes-optimal labels": lambda w: Answer(np.eye(2)[w.optimal], "", 0.0, 0.0),
-        } | methods(2 * BEHAVIOURS)
+        } | methods(2 * BEHAVIOURS, by_rule=by_rule)
         for name, answer in answers.items():
             found, line = answer(world), lines.setdefault(name, Line())
             score(line, world, found)
@@ -203,10 +205,10 @@ def mean(values: list[float]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-def main(*, users: int, seeds: int, events: list[float]) -> None:
-    """Print the tables."""
+def main(*, users: int, seeds: int, events: list[float], by_rule: bool) -> None:
+    """Print the tables; without `by_rule` mix and neural are only given their K."""
     for level in events:
-        lines, best = composition(users, level, seeds)
+        lines, best = composition(users, level, seeds, by_rule=by_rule)
         print(
             f"\nS0, {users:,} users, {level:g} events a user, {seeds} seeds: Bayes-optimal ARI {mean(best):.3f}"
         )
@@ -219,7 +221,7 @@ def main(*, users: int, seeds: int, events: list[float]) -> None:
                 f"{mean(line.coverage):.3f} | {mean(line.sure_ari):.3f} | {users / mean(line.fit_s):,.0f} | {speed} |",
                 flush=True,
             )
-    found = heterogeneity(users, events[0], seeds)
+    found = heterogeneity(users, events[0], seeds, by_rule=by_rule)
     print(f"\nOrthogonal world, {users:,} users, {events[0]:g} events a user, {seeds} seeds")
     print("| segments | K | ARI to slope type | NE gain % | of attainable |")
     print("|---|---|---|---|---|")

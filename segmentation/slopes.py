@@ -1,6 +1,6 @@
 """Slopes of dwell on conversion by group of users: mergeable sums, merging of alike groups, heterogeneity.
 
-    s_f = Σ (x_f − x̄_f) r     I_f = Σ w x_f² − (Σ w x_f)²/Σ w     β_f = s_f/I_f     r = y − p, w = p(1 − p)
+    s_f = Σ (x_f − x̄_f) r     I_f = Σ w x_f² − (Σ w x_f)²/Σ w     β_f = s_f/(I_f + 1)     r = y − p, w = p(1 − p)
 
 One exposure per stream (docs/method.md A.3, one channel); all sums add over users and groups. Labels come from the
 evidence window, which ends before the segmenter's input begins (docs/method.md A.4.1).
@@ -17,6 +17,8 @@ from scipy import sparse
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _TINY = 1e-12
+PRIOR_INFO = 1.0
+"""Without it one impression of a rare stream would have a slope of any size."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,8 @@ class SlopeSums:
 
     @property
     def beta(self) -> Floats:
-        """β (..., G, F), 0 without information."""
-        info = self.info
-        return np.where(info > _TINY, self.score / np.maximum(info, _TINY), 0.0)
+        """β = s/(I + 1) (..., G, F): a normal prior of sd 1 per unit of exposure, 0 without information."""
+        return self.score / (self.info + PRIOR_INFO)
 
 
 def slope_sums(evidence: Evidence, group: Ints, half: Ints, *, n_groups: int) -> SlopeSums:

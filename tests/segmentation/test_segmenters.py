@@ -23,9 +23,10 @@ from dynamix.segmentation.slopes import Evidence
 from dynamix.segmentation.train import TrainConfig, train
 
 CONFIG = SegmentationConfig(k_max=4, restarts=2)
-SHORT = TrainConfig(steps=50, batch=128, restarts=1)
+TWO_AT_MOST = SegmentationConfig(k_max=2)
+SHORT = TrainConfig(steps=40, batch=100, restarts=1)
 SLOPES = np.array([[0.8, 0.0, 0.0, 0.0], [-0.8, 0.0, 0.0, 0.0], [-0.8, 0.0, 0.0, 0.0]])
-USERS = 400
+USERS = 300
 NAMES = ("mix", "mix-merge", "neural", "paper2")
 
 
@@ -137,7 +138,7 @@ def test_labels_of_the_windows_do_not_reach_the_inputs() -> None:
 
 def test_users_who_are_all_alike_are_one_segment() -> None:
     inputs = jagged(flat_world(np.zeros(300, np.int64), events=12), users=ids(300), n_streams=N_STREAMS)
-    found = Neural(CONFIG, training=SHORT, search=SHORT).fit(inputs)
+    found = Neural(TWO_AT_MOST, training=SHORT, search=SHORT).fit(inputs)
     assert found.k == 1
     numbers = guard_numbers(train(inputs, k=3, config=SHORT), inputs)
     assert "swap loss" in collapse(3, numbers) or "effective rank" in collapse(3, numbers)
@@ -153,7 +154,7 @@ def test_prototypes_that_lie_on_one_line_are_refused() -> None:
 
 def test_too_few_long_users_leave_one_segment() -> None:
     inputs, _ = planted(150, events=40)
-    found = Neural(CONFIG, training=SHORT, search=SHORT).fit(inputs)
+    found = Neural(TWO_AT_MOST, training=SHORT, search=SHORT).fit(inputs)
     assert found.k == 1 and "not measurable" in found.reason
 
 
