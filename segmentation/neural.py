@@ -21,15 +21,15 @@ from dynamix.segmentation.encoder import EncoderConfig, SessionEncoder, batch_of
 from dynamix.segmentation.guards import MEASURABLE_EVENTS, length_eta2, refusal
 from dynamix.segmentation.jagged import Bools, Floats, Jagged
 from dynamix.segmentation.mixture import adjusted_rand
-from dynamix.segmentation.objective import predictive, swap_loss
-from dynamix.segmentation.readout import Readout, View, effective_rank, fit_readout
+from dynamix.segmentation.objective import predictive
+from dynamix.segmentation.readout import Readout, View, agreement, effective_rank, fit_readout
 from dynamix.segmentation.slopes import Evidence, pooled_slopes
 from dynamix.segmentation.train import TrainConfig, train
 
 BLOCK = 2048
 """Users encoded at a time."""
 STUCK = 0.05
-"""Nats below the entropy of the shares that the swap loss has to reach (docs/method.md A.4.4)."""
+"""Nats that one half of a user's sessions has to tell of the other (docs/method.md A.4.4)."""
 SEARCH_STEPS = 120
 _HELD_OUT = 0.2
 
@@ -193,8 +193,7 @@ def guard_numbers(encoder: SessionEncoder, inputs: Jagged) -> dict[str, float]:
         "perplexity": float(np.exp(entropy)),
         "measured_users": float(long.sum()),
         "effective_rank": effective_rank(found.z[found.n > 0]),
-        "swap_loss": _swap(encoder, inputs, _temperature(encoder, inputs)),
-        "entropy": entropy,
+        "agreement": _agreement(encoder, inputs),
         "length_eta2": length_eta2(np.stack(sums, axis=1).astype(np.float64)),
         "split_half_ari": 1.0,
     }
@@ -203,16 +202,15 @@ def guard_numbers(encoder: SessionEncoder, inputs: Jagged) -> dict[str, float]:
 def collapse(k: int, numbers: Mapping[str, float]) -> str:
     """Why K ≥ 2 prototypes are stuck or lie on top of each other, in words; empty when they do not.
 
-    Stuck: the swap loss is within .05 nats of the entropy of the shares (ln K where they are equal), so that views of a
-    user say nothing of each other. Source: docs/method.md A.4.4.
+    Stuck: halves of a user say nothing of each other, less than .05 nats, so the loss of one given the other is within
+    .05 of where it stands without any segments (ln K for equal shares). Source: docs/method.md A.4.4.
     """
     if k == 1:
         return ""
-    loss, entropy, rank = numbers["swap_loss"], numbers["entropy"], numbers["effective_rank"]
-    if loss > entropy - STUCK:
-        return f"swap loss {loss:.3f} is within {STUCK} of the entropy of the shares, {entropy:.3f}"
-    if rank < max(2, k - 2):
-        return f"effective rank {rank:.2f} < {max(2, k - 2)}"
+    if numbers["agreement"] < STUCK:
+        return f"halves of the users agree by {numbers['agreement']:.3f} nats < {STUCK}: collapsed"
+    if numbers["effective_rank"] < max(2, k - 2):
+        return f"effective rank {numbers['effective_rank']:.2f} < {max(2, k - 2)}"
     return ""
 
 
@@ -244,20 +242,15 @@ def next_window(encoder: SessionEncoder, inputs: Jagged) -> Floats:
     return np.concatenate(parts)
 
 
-def _swap(encoder: SessionEncoder, inputs: Jagged, readout: Readout) -> float:
-    """Swap loss of even against odd sessions over users who have both, under the read-out and with the views' own shares.
-
-    The entropy of the shares without two such users. Without the read-out one confident error would outweigh hundreds of
-    users, and shares that are not the views' own would force users away from where they belong.
-    """
-    a, b = (encode(encoder, half) for half in inputs.halves())
+def _agreement(encoder: SessionEncoder, inputs: Jagged) -> float:
+    """Agreement of even and odd sessions under the read-out, over users who have both; 0 without such a user."""
+    a, b = (encode(encoder, half).view for half in inputs.halves())
     both = (a.n > 0) & (b.n > 0)
+    if not both.any():
+        return 0.0
     prior = encoder.log_prior.detach().cpu().numpy().astype(np.float64)
-    if int(both.sum()) < 2:
-        return float(-(np.exp(prior) * prior).sum())
-    q = [torch.from_numpy(readout.posterior(x.evidence[both], prior, x.n[both])) for x in (a, b)]
-    first, second = (torch.log(x.clamp(min=1e-12)) for x in q)
-    return float(swap_loss(first, second, (q[0] + q[1]).mean(dim=0) / 2.0))
+    first, second = (View(x.evidence[both], x.n[both]) for x in (a, b))
+    return agreement(fit_readout(first, second, prior), first, second, prior)
 
 
 def _temperature(encoder: SessionEncoder, inputs: Jagged) -> Readout:

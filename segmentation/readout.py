@@ -56,13 +56,20 @@ def fit_readout(first: View, second: View, log_prior: Floats) -> Readout:
     a, b = (View(view.evidence[both], view.n[both]) for view in (first, second))
 
     def loss(x: Floats) -> float:
-        readout = Readout(float(x[0]), float(x[1]))
-        q_a, q_b = (readout.posterior(v.evidence, log_prior, v.n) for v in (a, b))
-        share = np.maximum((q_a.mean(axis=0) + q_b.mean(axis=0)) / 2.0, _FLOOR)
-        return -float(np.log(np.maximum((q_a * q_b / share).sum(axis=1), _FLOOR)).mean())
+        return -agreement(Readout(float(x[0]), float(x[1])), a, b, log_prior)
 
     found = minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=[(-_LIMIT, _LIMIT)] * 2)
     return Readout(float(found.x[0]), float(found.x[1]))
+
+
+def agreement(readout: Readout, first: View, second: View, log_prior: Floats) -> float:
+    """Mean over users of ln Σ_k q_a(k) q_b(k)/π_k in nats: what one half tells of the other, 0 when it tells nothing.
+
+    For equal shares it is ln K minus the loss −ln Σ_k q_a(k) q_b(k), which stands at ln K when prototypes have collapsed.
+    """
+    q_a, q_b = (readout.posterior(v.evidence, log_prior, v.n) for v in (first, second))
+    share = np.maximum((q_a.mean(axis=0) + q_b.mean(axis=0)) / 2.0, _FLOOR)
+    return float(np.log(np.maximum((q_a * q_b / share).sum(axis=1), _FLOOR)).mean())
 
 
 def effective_rank(z: Floats) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dynamix.segmentation.readout import Readout, View, effective_rank, fit_readout
+from dynamix.segmentation.readout import Readout, View, agreement, effective_rank, fit_readout
 
 P = np.array([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5]])
 PRIOR = np.log([0.6, 0.4])
@@ -42,6 +42,16 @@ def test_a_user_without_events_gets_the_prior_and_rows_sum_to_one() -> None:
 def test_too_few_users_leave_the_scores_as_they_are() -> None:
     first, second, _ = views(20, 3.0)
     assert fit_readout(first, second, PRIOR) == Readout()
+
+
+def test_halves_agree_by_what_they_share_and_by_nothing_for_strangers() -> None:
+    first, second, _ = views(8000, 1.0)
+    strangers = View(np.roll(second.evidence, 1, axis=0), np.roll(second.n, 1))
+    assert agreement(Readout(), first, second, PRIOR) > 0.1
+    assert fit_readout(first, strangers, PRIOR).level > 1.0  # tells nothing: as flat as it may be
+    assert agreement(fit_readout(first, strangers, PRIOR), first, strangers, PRIOR) == pytest.approx(
+        0.0, abs=0.01
+    )
 
 
 def test_effective_rank_counts_directions() -> None:
