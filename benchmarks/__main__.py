@@ -25,9 +25,7 @@ def main() -> int:
         "what",
         nargs="?",
         default="worlds",
-        choices=(
-            "worlds", "summary", "kernels", "features", "gates", "quality", "increment", "segmenters",
-        ),  # fmt: skip
+        choices=("worlds", "summary", "kernels", "features", "gates", "quality", "increment", "segmenters"),
     )
     parser.add_argument("--presets", help="default: S0,S8 for worlds, all that have a gate for gates")
     parser.add_argument("--users", type=int, default=20_000)
