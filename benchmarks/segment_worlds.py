@@ -55,7 +55,7 @@ def thinned(users: int, events: float, seed: int) -> SegmentWorld:
     people = replace(people, planned=stage[6].binomial(people.planned, keep))
     content = sim_events.draw_content(world, people, DAYS, 0, stage[2])
     imps = sim_labels.draw_impressions(world, content, DAYS, stage[3])
-    truth = sim_labels.draw_truth(world, people, content, imps, stage[4])
+    truth = sim_labels.draw_truth(world, people, content, imps, stage[4], days=DAYS)
     day = content.ts_ms / W.DAY_MS
     seconds = np.where(content.censored, 0.0, content.dwell_ms / 1000.0)
     bins = np.searchsorted(DWELL_BIN_EDGES_S, seconds, side="left")
