@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,33 @@ def split(sums: Sequence[float] | Floats, parts: Parts) -> dict[str, Floats]:
         found[name] = values[at : at + size].reshape(shape)
         at += size
     return found
+
+
+class PackedSums:
+    """A dataclass of sums that travels as one vector: first its SCALARS, then the arrays of ARRAYS in that order."""
+
+    SCALARS: ClassVar[tuple[str, ...]]
+    ARRAYS: ClassVar[Parts]
+
+    @classmethod
+    def size(cls) -> int:
+        """Length of the vector."""
+        return len(cls.SCALARS) + size_of(cls.ARRAYS)
+
+    @classmethod
+    def unpack(cls, sums: Sequence[float] | Floats) -> Self:
+        """The state from its vector. ValueError where its length is another one."""
+        parts = split(sums, [("scalars", (len(cls.SCALARS),)), *cls.ARRAYS])
+        scalars = dict(zip(cls.SCALARS, parts.pop("scalars").tolist(), strict=True))
+        return cls(**scalars, **cast("dict[str, Any]", parts))
+
+    def pack(self) -> Floats:
+        """The state as one vector."""
+        scalars = np.array([getattr(self, name) for name in self.SCALARS])
+        return np.concatenate([scalars, *[getattr(self, name).ravel() for name, _ in self.ARRAYS]])
+
+    def __add__(self, other: Self) -> Self:
+        return self.unpack(self.pack() + other.pack())
 
 
 def clustered_sums(x: Floats, r: Floats, w: Floats, user: Ints) -> tuple[Floats, Floats, Floats, Floats]:

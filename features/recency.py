@@ -7,14 +7,13 @@ older. Each bucket is an exposure of its own, so that one scan tells what a shor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import ClassVar
 
 import numpy as np
 
 from dynamix.contracts import CHANNELS
-from dynamix.features.clustered import Floats, Ints, clustered_sums, size_of, split
+from dynamix.features.clustered import Floats, Ints, PackedSums, Parts, clustered_sums
 from dynamix.features.history import EventBlock, ImpressionBlock, dwell_told
 from dynamix.features.quotas import from_newest
 
@@ -27,27 +26,25 @@ WHOLE_STREAM = ("recency", "presence", "censored")
 SHARED = 4
 WIDTH = SHARED + len(WHOLE_STREAM) + BUCKETS * len(OWN)
 """Values of an impression: those shared by all streams, those of the stream, three of each bucket, newest first."""
-SCALARS = ("n", "positives", "w")
-_PARTS = (
-    ("scalars", (len(SCALARS),)),
-    ("with_bucket", (BUCKETS,)),
-    ("tokens", (BUCKETS,)),
-    ("wx", (WIDTH,)),
-    ("wxx", (WIDTH, WIDTH)),
-    ("a", (WIDTH + 1,)),
-    ("aa", (WIDTH + 1, WIDTH + 1)),
-)
-SIZE = size_of(_PARTS)
 
 
 @dataclass(frozen=True)
-class RecencySums:
+class RecencySums(PackedSums):
     """The mergeable state of one cell, head and user half by recency.
 
     n impressions of the segment, positives among them, w = Σ w; per bucket (4,) positives that have an event in
     it, and its kept events; wx, wxx, a, aa as in `CellSums` over the WIDTH values.
     """
 
+    SCALARS: ClassVar[tuple[str, ...]] = ("n", "positives", "w")
+    ARRAYS: ClassVar[Parts] = (
+        ("with_bucket", (BUCKETS,)),
+        ("tokens", (BUCKETS,)),
+        ("wx", (WIDTH,)),
+        ("wxx", (WIDTH, WIDTH)),
+        ("a", (WIDTH + 1,)),
+        ("aa", (WIDTH + 1, WIDTH + 1)),
+    )
     n: float
     positives: float
     w: float
@@ -58,19 +55,8 @@ class RecencySums:
     a: Floats
     aa: Floats
 
-    @classmethod
-    def unpack(cls, sums: Sequence[float] | Floats) -> RecencySums:
-        parts = split(sums, _PARTS)
-        scalars = dict(zip(SCALARS, parts.pop("scalars").tolist(), strict=True))
-        return cls(**scalars, **cast(dict[str, Any], parts))
 
-    def pack(self) -> Floats:
-        """The state as one vector (SIZE,)."""
-        scalars = np.array([getattr(self, name) for name in SCALARS])
-        return np.concatenate([scalars, *[getattr(self, name).ravel() for name, _ in _PARTS[1:]]])
-
-    def __add__(self, other: RecencySums) -> RecencySums:
-        return RecencySums.unpack(self.pack() + other.pack())
+SIZE = RecencySums.size()
 
 
 def columns_of(bucket: int) -> Ints:
@@ -122,7 +108,7 @@ def recency_sums(
     for place, name in enumerate(WHOLE_STREAM):
         x[:, :, SHARED + place] = exposure[:, :, CHANNELS.index(name)].T
     x[:, :, SHARED + len(WHOLE_STREAM) :] = block.reshape(rows, n_streams, -1).transpose(1, 0, 2)
-    scalars = np.broadcast_to(np.array([rows, y.sum(), w.sum()]), (n_streams, len(SCALARS)))
+    scalars = np.broadcast_to(np.array([rows, y.sum(), w.sum()]), (n_streams, 3))
     parts = (
         scalars,
         np.tensordot(y, (tokens > 0).astype(np.float64), axes=(0, 0)),

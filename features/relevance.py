@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 from dynamix.config import HistoryConfig
 from dynamix.contracts import CHANNELS
 from dynamix.features.calendar import Calendar, instant_sql, since_1970
-from dynamix.features.clustered import clustered_sums, size_of, split
+from dynamix.features.clustered import PackedSums, Parts, clustered_sums
 from dynamix.features.exposure import exposure_block
 from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, dwell_told, map_histories
 from dynamix.features.recency import SIZE as RECENCY_SIZE
@@ -45,20 +45,9 @@ MAX_POSITION = 50
 KEYS = ("segment_id", "stream_id", "label", "half", "window")
 SCHEMA = "segment_id int, stream_id int, label string, half int, window int, sums array<double>"
 
-SCALARS = ("n", "positives", "with_stream", "present", "tokens", "censored", "w")
-_PARTS = (
-    ("scalars", (len(SCALARS),)),
-    ("wx", (D,)),
-    ("wxx", (D, D)),
-    ("a", (D + 1,)),
-    ("aa", (D + 1, D + 1)),
-    ("hist", (4, FINE_BINS + 1)),
-)
-SIZE = size_of(_PARTS)
-
 
 @dataclass(frozen=True)
-class CellSums:
+class CellSums(PackedSums):
     """The mergeable state of one cell, head, user half and window.
 
     x stacks the 6 channels of the stream and the 4 nuisance values of the impression (10,). n impressions of the
@@ -68,6 +57,16 @@ class CellSums:
     dwell exposure, the last bin being impressions without one (window WHOLE only).
     """
 
+    SCALARS: ClassVar[tuple[str, ...]] = (
+        "n", "positives", "with_stream", "present", "tokens", "censored", "w",
+    )  # fmt: skip
+    ARRAYS: ClassVar[Parts] = (
+        ("wx", (D,)),
+        ("wxx", (D, D)),
+        ("a", (D + 1,)),
+        ("aa", (D + 1, D + 1)),
+        ("hist", (4, FINE_BINS + 1)),
+    )
     n: float
     positives: float
     with_stream: float
@@ -81,19 +80,8 @@ class CellSums:
     aa: Floats
     hist: Floats
 
-    @classmethod
-    def unpack(cls, sums: Sequence[float] | Floats) -> CellSums:
-        parts = split(sums, _PARTS)
-        scalars = dict(zip(SCALARS, parts.pop("scalars").tolist(), strict=True))
-        return cls(**scalars, **cast(dict[str, Any], parts))
 
-    def pack(self) -> Floats:
-        """The state as one vector (SIZE,)."""
-        scalars = np.array([getattr(self, name) for name in SCALARS])
-        return np.concatenate([scalars, *[getattr(self, name).ravel() for name, _ in _PARTS[1:]]])
-
-    def __add__(self, other: CellSums) -> CellSums:
-        return CellSums.unpack(self.pack() + other.pack())
+SIZE = CellSums.size()
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ neither can be shown. Source: docs/method.md A.7 with its amendments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from dynamix.config import MaskConfig
+from dynamix.features.clustered import PackedSums
 from dynamix.features.relevance import WHOLE, CellSums
 from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, support_needed
 from dynamix.segmentation.effects import Curvature, Effect, curvature, effect, shrink
@@ -29,6 +31,17 @@ MIN_STREAMS = 1
 """k_min: the most relevant streams of a segment that always stay."""
 
 
+Sums = TypeVar("Sums", bound=PackedSums)
+
+
+def of_halves(half: int, of: Callable[[int], Sums | None]) -> Sums | None:
+    """Sums of one half, or of both added where `half` is BOTH; None where there are none."""
+    found = [sums for h in ((0, 1) if half == BOTH else (half,)) if (sums := of(h)) is not None]
+    if not found:
+        return None
+    return found[0] if len(found) == 1 else found[0] + found[1]
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Everything the rule reads: sums by (segment, stream), head, half (0, 1) and window (WHOLE, 0, 1, 2)."""
@@ -42,11 +55,7 @@ class Statistics:
 
     def of(self, cell: Cell, head: str, *, half: int = BOTH, window: int = WHOLE) -> CellSums | None:
         """Sums of one cell; both halves added when `half` is BOTH. None where there is no impression."""
-        halves = (0, 1) if half == BOTH else (half,)
-        found = [s for h in halves if (s := self.sums.get((*cell, head, h, window))) is not None]
-        if not found:
-            return None
-        return found[0] if len(found) == 1 else found[0] + found[1]
+        return of_halves(half, lambda h: self.sums.get((*cell, head, h, window)))
 
     def by_cell(self, head: str, *, half: int = BOTH) -> dict[Cell, CellSums]:
         """Sums of every cell that has any under this head."""

@@ -16,7 +16,7 @@ from dynamix.config import MaskConfig
 from dynamix.features.recency import BUCKETS, EDGES, SHARED, WHOLE_STREAM, RecencySums, columns_of
 from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, support_needed
 from dynamix.segmentation.effects import block_quadratic, effect, given_rest, whitening
-from dynamix.segmentation.masks import BOTH, Cell, Statistics, Verdict, population
+from dynamix.segmentation.masks import BOTH, Cell, Statistics, Verdict, of_halves, population
 from dynamix.segmentation.prior import expected_losses
 
 _ALWAYS = SHARED + len(WHOLE_STREAM)
@@ -31,11 +31,7 @@ class RecencyStatistics:
 
     def of(self, cell: Cell, head: str, *, half: int = BOTH) -> RecencySums | None:
         """Sums of one cell; both halves added when `half` is BOTH. None where there is no impression."""
-        halves = (0, 1) if half == BOTH else (half,)
-        found = [s for h in halves if (s := self.sums.get((*cell, head, h))) is not None]
-        if not found:
-            return None
-        return found[0] if len(found) == 1 else found[0] + found[1]
+        return of_halves(half, lambda h: self.sums.get((*cell, head, h)))
 
     def older(self, cell: Cell, events: int) -> float:
         """Kept events of a cell beyond its newest `events`, a number among EDGES."""
