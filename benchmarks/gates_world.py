@@ -182,8 +182,9 @@ def histories(drawn: Simulation, *, days: int, config: Config) -> Histories:
     rows = _labelled(drawn, calendar, config)
     asked = _impressions(drawn, rows)
     made = []
+    dwells = planted_dwells(drawn)  # any would do: which events are kept does not depend on them
     for events, own in _slices(drawn, asked.user):
-        block = _events(drawn, events, planted_dwells(drawn))
+        block = _events(drawn, events, dwells)
         seen = _part(asked, own)
         offsets, index = _kept(block, seen, config.history)
         made.append(Block(events, seen, own, offsets, index))

@@ -6,7 +6,7 @@ the confident rule, and the share of null tokens dropped beside that of the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pandas as pd
 from pyspark.sql import functions as F
 from sklearn.metrics import adjusted_rand_score
 
-from dynamix.config import load_config
+from dynamix.config import MaskConfig, load_config
 from dynamix.features.recency import BUCKETS, EDGES
 from dynamix.features.simulate import bayes_segments, simulate
 from dynamix.features.tables import Warehouse
@@ -26,8 +26,8 @@ from dynamix.jobs.mask import Measured, measure, newest_segments
 from dynamix.jobs.run import execute
 from dynamix.jobs.session import get_spark
 from dynamix.jobs.verbs import latest_run_date
-from dynamix.segmentation.masks import Statistics, judge
-from dynamix.segmentation.quota import Spent, quotas, supported
+from dynamix.segmentation.masks import Statistics, Verdict, judge
+from dynamix.segmentation.quota import Spent, quotas, tail
 
 SETTINGS = ("mask.ne_budget=0.005", "mask.delta=0.20")
 STRONG = ("strong", "match")
@@ -77,10 +77,11 @@ def measure_world(preset: str, folder: Path, *, users: int, seed: int) -> dict[s
     own, _ = measure(run, "baseline", segments, version, names)
     mapping = majority(segments.where("valid_to IS NULL").select("user_id", "segment_id").toPandas(), truth)
     planted_of = {g: mapping.get(g, 0) for g in names}
-    found["own"] = dropped(own.statistics, run, planted_of, kinds)
+    verdicts = judge(own.statistics, run.config.mask)
+    found["own"] = dropped(own.statistics, verdicts, planted_of, kinds)
     known = cells[cells["horizon"].notna() & (cells["kind"] != "u")]
     horizons = {(int(r.segment), str(r.stream)): int(r.horizon) for r in known.itertuples()}
-    found["lengths"] = lengths(own, run, planted_of, horizons)
+    found["lengths"] = lengths(own, verdicts, run.config.mask, planted_of, horizons)
     planted = spark.createDataFrame(truth[["user_id", "true"]]).select(
         "user_id", F.col("true").cast("int").alias("segment_id"), F.lit("passive").alias("tier"),
         F.lit("truth").alias("segment_version"), F.lit("1970-01-01").cast("timestamp").alias("valid_from"),
@@ -88,7 +89,9 @@ def measure_world(preset: str, folder: Path, *, users: int, seed: int) -> dict[s
     )  # fmt: skip
     ids = {int(g): f"true {g}" for g in sorted(truth["true"].unique())}
     ideal, _ = measure(run, "baseline", planted, "truth", {0: "cold", **ids})
-    found["true"] = dropped(ideal.statistics, run, {g: g for g in ids}, kinds)
+    found["true"] = dropped(
+        ideal.statistics, judge(ideal.statistics, run.config.mask), {g: g for g in ids}, kinds
+    )
     return found
 
 
@@ -136,10 +139,10 @@ def majority(assigned: pd.DataFrame, truth: pd.DataFrame) -> dict[int, int]:
 
 
 def dropped(
-    statistics: Statistics, run: Run, planted: Mapping[int, int], kinds: Mapping[tuple[int, str], str]
-) -> Dropped:
+    statistics: Statistics, verdicts: Sequence[Verdict], planted: Mapping[int, int],
+    kinds: Mapping[tuple[int, str], str],
+) -> Dropped:  # fmt: skip
     """What the rule drops, against the planted kinds; cold cells count in `all_share` only."""
-    verdicts = judge(statistics, run.config.mask)
     tokens: dict[tuple[str, bool], float] = {}
     strong = 0
     for v in verdicts:
@@ -157,12 +160,12 @@ def dropped(
 
 
 def lengths(
-    measured: Measured, run: Run, planted: Mapping[int, int], horizons: Mapping[tuple[int, str], int]
-) -> Lengths:
-    """What the quotas are against the planted horizons."""
-    verdicts = judge(measured.statistics, run.config.mask)
+    measured: Measured, verdicts: Sequence[Verdict], config: MaskConfig, planted: Mapping[int, int],
+    horizons: Mapping[tuple[int, str], int],
+) -> Lengths:  # fmt: skip
+    """What the quotas are against the planted horizons; shares are NaN where no cell can be judged."""
     spent = Spent.by_drops(measured.statistics, verdicts)
-    cuts = quotas(measured.recency, verdicts, run.config.mask, spent=spent)
+    cuts = quotas(measured.recency, verdicts, config, spent=spent)
     chosen = {(q.segment_id, q.stream): EDGES.index(q.events) + 1 for q in cuts}
     steps = []
     for v in verdicts:
@@ -171,15 +174,16 @@ def lengths(
         if v.verdict == "drop" or sums is None or horizon is None:
             continue
         right = int(np.searchsorted(EDGES, horizon)) + 1
-        if right < BUCKETS and supported(sums, right, run.config.mask):
+        if right == BUCKETS:
+            continue
+        beyond = tail(sums, right)
+        if beyond.positives >= beyond.needed(config):
             steps.append(chosen.get((v.segment_id, v.stream), BUCKETS) - right)
     head = measured.statistics.heads[0]
     every = sum(s.tokens for s in measured.statistics.by_cell(head).values())
-    off = np.array(steps)
-    return Lengths(
-        len(steps), float((abs(off) <= 1).mean()), float((off == 0).mean()), float((off < 0).mean()),
-        sum(q.tokens for q in cuts) / every,
-    )  # fmt: skip
+    off = np.array(steps or [np.nan])
+    shares = [float(x.mean()) if steps else np.nan for x in (abs(off) <= 1, off == 0, off < 0)]
+    return Lengths(len(steps), *shares, sum(q.tokens for q in cuts) / every)
 
 
 def main(presets: list[str], folder: Path, users: int, seeds: list[int]) -> None:

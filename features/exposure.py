@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dynamix.contracts import CHANNELS
-from dynamix.features.history import EventBlock, ImpressionBlock, dwell_told
+from dynamix.features.history import EventBlock, ImpressionBlock, dwell_told, usable_dwell
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+OWN = ("dwell", "count", "match")
+"""Channels that a part of a stream's events has as well as the whole."""
 
 
 def exposure_block(
@@ -37,26 +39,32 @@ def exposure_block(
     cells = rows * n_streams
     row = np.repeat(np.arange(rows, dtype=np.int64), np.diff(offsets))
     cell = row * n_streams + events.stream[index]
-    z = events.z[index]
+    own, n = own_channels(events, impressions, offsets, index, cell, cells=cells)
     told = dwell_told(events, impressions, offsets, index)
-    usable = ~np.isnan(z) & told
-    n = _per_cell(cell, cells)
-    m = _per_cell(cell[usable], cells)
-    z_sum = _per_cell(cell[usable], cells, z[usable])
     censored = _per_cell(cell[events.censored[index] & told], cells)
-    item = impressions.item[row]
-    matches = _per_cell(cell[(item >= 0) & (events.item[index] == item)], cells)
 
     block = np.zeros((cells, len(CHANNELS)))
     present = n > 0
-    # mean z · m/(m+1) = sum of z / (m+1)
-    block[:, CHANNELS.index("dwell")] = z_sum / (m + 1.0)
-    block[:, CHANNELS.index("count")] = np.log1p(n)
+    block[:, [CHANNELS.index(name) for name in OWN]] = own
     block[:, CHANNELS.index("recency")] = _recency(events, impressions, cell, row, index, cells)
     block[present, CHANNELS.index("censored")] = censored[present] / n[present]
     block[:, CHANNELS.index("presence")] = present
-    block[:, CHANNELS.index("match")] = np.log1p(matches)
     return block.reshape(rows, n_streams, len(CHANNELS))
+
+
+def own_channels(
+    events: EventBlock, impressions: ImpressionBlock, offsets: Ints, index: Ints, cell: Ints, *, cells: int
+) -> tuple[Floats, Floats]:
+    """Channels of OWN (cells, 3) as in `exposure_block`, and kept events (cells,); `cell` (M,) is where each counts."""
+    row = np.repeat(np.arange(len(impressions.ts_us), dtype=np.int64), np.diff(offsets))
+    usable = usable_dwell(events, impressions, offsets, index)
+    item = impressions.item[row]
+    n = _per_cell(cell, cells)
+    m = _per_cell(cell[usable], cells)
+    z_sum = _per_cell(cell[usable], cells, events.z[index][usable])
+    matches = _per_cell(cell[(item >= 0) & (events.item[index] == item)], cells)
+    # mean z · m/(m+1) = sum of z / (m+1)
+    return np.stack([z_sum / (m + 1.0), np.log1p(n), np.log1p(matches)], axis=1), n
 
 
 def _per_cell(cell: Ints, cells: int, weights: Floats | None = None) -> Floats:

@@ -25,7 +25,9 @@ from dynamix.features.timeline import (
     whole_users,
 )
 
-__all__ = ["EventBlock", "ImpressionBlock", "Kernel", "dwell_told", "kept_history", "map_histories"]
+__all__ = [
+    "EventBlock", "ImpressionBlock", "Kernel", "dwell_told", "kept_history", "map_histories", "usable_dwell",
+]  # fmt: skip
 
 _PAIR_BUDGET = 4_000_000
 """Event × impression pairs held at once; the result does not depend on it."""
@@ -103,6 +105,11 @@ def dwell_told(events: EventBlock, impressions: ImpressionBlock, offsets: Ints, 
         return np.ones(len(index), dtype=bool)
     now = np.repeat(impressions.ts_us, np.diff(offsets))
     return np.asarray(events.told_us[index] <= now)
+
+
+def usable_dwell(events: EventBlock, impressions: ImpressionBlock, offsets: Ints, index: Ints) -> Bools:
+    """Of each kept event (M,), whether it has a usable dwell that is known at its impression's instant."""
+    return np.asarray(~np.isnan(events.z[index]) & dwell_told(events, impressions, offsets, index))
 
 
 def _there(events: EventBlock, impressions: ImpressionBlock, position: Ints, row: Ints) -> Bools:

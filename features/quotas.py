@@ -36,18 +36,15 @@ def quota_table(
     return table
 
 
-def from_newest(offsets: Ints, index: Ints, stream: npt.NDArray[np.int16]) -> Ints:
-    """Rank of each history entry (M,) among those of its impression and stream, 0 = newest.
+def from_newest(cell: Ints) -> Ints:
+    """Rank of each history entry (M,) among those of its cell, 0 = newest.
 
-    `index[offsets[i]:offsets[i+1]]` are the events of impression i, oldest first; `stream` (N,) is that of every event.
+    `cell` (M,) numbers (impression, stream); the entries of an impression stand oldest first.
     """
-    row = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
-    of = stream[index].astype(np.int64)
-    cell = row * (int(of.max(initial=-1)) + 1) + of
     order = np.argsort(cell, kind="stable")
     last = np.searchsorted(cell[order], cell[order], side="right")
-    rank = np.empty(len(index), dtype=np.int64)
-    rank[order] = last - 1 - np.arange(len(index))
+    rank = np.empty(len(cell), dtype=np.int64)
+    rank[order] = last - 1 - np.arange(len(cell))
     return rank
 
 
@@ -62,10 +59,11 @@ def apply_quotas(
     rows = len(offsets) - 1
     row = np.repeat(np.arange(rows, dtype=np.int64), np.diff(offsets))
     of = stream[index].astype(np.int64)
+    width = int(max(limits.shape[1], of.max(initial=-1) + 1))
     limit = np.full(len(index), NO_LIMIT, dtype=np.int64)
     listed = of < limits.shape[1]
     limit[listed] = limits[row[listed], of[listed]]
-    keep = from_newest(offsets, index, stream) < limit
+    keep = from_newest(row * width + of) < limit
     kept = np.zeros(rows + 1, dtype=np.int64)
     np.cumsum(np.bincount(row[keep], minlength=rows), out=kept[1:])
     return kept, index[keep]

@@ -14,15 +14,15 @@ import numpy as np
 
 from dynamix.contracts import CHANNELS
 from dynamix.features.clustered import Floats, Ints, PackedSums, Parts, clustered_sums
-from dynamix.features.history import EventBlock, ImpressionBlock, dwell_told
+from dynamix.features.exposure import OWN, own_channels
+from dynamix.features.history import EventBlock, ImpressionBlock
 from dynamix.features.quotas import from_newest
 
 EDGES = (3, 10, 30)
 """A history may be cut to its newest 3, 10 or 30 events of a stream."""
 BUCKETS = len(EDGES) + 1
-OWN = ("dwell", "count", "match")
-"""Channels of a bucket; recency, presence and censored share are those of the whole stream."""
 WHOLE_STREAM = ("recency", "presence", "censored")
+"""Channels that no bucket has for itself: those of the whole stream; OWN are those of a bucket."""
 SHARED = 4
 WIDTH = SHARED + len(WHOLE_STREAM) + BUCKETS * len(OWN)
 """Values of an impression: those shared by all streams, those of the stream, three of each bucket, newest first."""
@@ -74,23 +74,13 @@ def recency_block(
     on the impression's own item); all 0 where the bucket is empty.
     """
     rows = len(impressions.ts_us)
-    cells = rows * n_streams * BUCKETS
     row = np.repeat(np.arange(rows, dtype=np.int64), np.diff(offsets))
-    bucket = np.searchsorted(np.asarray(EDGES), from_newest(offsets, index, events.stream), side="right")
-    cell = (row * n_streams + events.stream[index]) * BUCKETS + bucket
-    z = events.z[index]
-    usable = ~np.isnan(z) & dwell_told(events, impressions, offsets, index)
-    item = impressions.item[row]
-    n = np.bincount(cell, minlength=cells)
-    m = np.bincount(cell[usable], minlength=cells)
-    matches = np.bincount(cell[(item >= 0) & (events.item[index] == item)], minlength=cells)
-    found = np.empty((cells, len(OWN)))
-    found[:, OWN.index("dwell")] = np.bincount(cell[usable], weights=z[usable], minlength=cells) / (m + 1.0)
-    found[:, OWN.index("count")] = np.log1p(n)
-    found[:, OWN.index("match")] = np.log1p(matches)
-    return found.reshape(rows, n_streams, BUCKETS, len(OWN)), n.astype(np.float64).reshape(
-        rows, n_streams, BUCKETS
+    cell = row * n_streams + events.stream[index]
+    bucket = np.searchsorted(np.asarray(EDGES), from_newest(cell), side="right")
+    found, n = own_channels(
+        events, impressions, offsets, index, cell * BUCKETS + bucket, cells=rows * n_streams * BUCKETS
     )
+    return found.reshape(rows, n_streams, BUCKETS, len(OWN)), n.reshape(rows, n_streams, BUCKETS)
 
 
 def recency_sums(

@@ -22,8 +22,7 @@ from dynamix.contracts import CHANNELS
 from dynamix.features.calendar import Calendar, instant_sql, since_1970
 from dynamix.features.clustered import PackedSums, Parts, clustered_sums
 from dynamix.features.exposure import exposure_block
-from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, dwell_told, map_histories
-from dynamix.features.recency import SIZE as RECENCY_SIZE
+from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, map_histories, usable_dwell
 from dynamix.features.recency import recency_block, recency_sums
 from dynamix.features.timeline import codes
 
@@ -168,19 +167,14 @@ def cell_sums(
 def _add_up(table: Any) -> Any:
     """Rows of equal keys summed in the order of their blocks, so that the last bit does not depend on a race."""
     table = table.sort_by([("block", "ascending")])
-    codes: dict[tuple[Any, ...], int] = {}
-    keys = list(zip(*[table.column(name).to_pylist() for name in KEYS], strict=True))
-    group = np.array([codes.setdefault(key, len(codes)) for key in keys], np.int64)
+    keys = zip(*[table.column(name).to_pylist() for name in KEYS], strict=True)
     flat = table.column("sums").combine_chunks()
     ends, values = np.asarray(flat.offsets), np.asarray(flat.flatten())
-    total = [np.zeros(_length(key)) for key in codes]
-    for place, begin, end in zip(group, ends[:-1] - ends[0], ends[1:] - ends[0], strict=True):
-        total[place] += values[begin:end]
-    return _sums_table(list(codes), total)
-
-
-def _length(key: tuple[Any, ...]) -> int:
-    return RECENCY_SIZE if key[KEYS.index("window")] == BY_RECENCY else SIZE
+    total: dict[tuple[Any, ...], Floats] = {}
+    for key, begin, end in zip(keys, ends[:-1] - ends[0], ends[1:] - ends[0], strict=True):
+        own = values[begin:end]
+        total[key] = total[key] + own if key in total else own
+    return _sums_table(list(total), list(total.values()))
 
 
 def _sums_table(keys: Sequence[tuple[Any, ...]], total: Sequence[Floats], **more: Any) -> Any:
@@ -271,7 +265,7 @@ def _has_dwell(
     rows = len(offsets) - 1
     row = np.repeat(np.arange(rows, dtype=np.int64), np.diff(offsets))
     found = np.zeros(rows * n_streams, bool)
-    known = ~np.isnan(events.z[index]) & dwell_told(events, asked, offsets, index)
+    known = usable_dwell(events, asked, offsets, index)
     found[(row * n_streams + events.stream[index])[known]] = True
     return found.reshape(rows, n_streams)
 

@@ -130,30 +130,19 @@ class Preset:
     acts_from_day: int = 0
 
 
+_S1 = Preset("S1", habit_sd=HABIT_SD, session_end_log_sd=SESSION_END_LOG_SD, censored_acts=True)
 PRESETS = {
     preset.name: preset
     for preset in (
         Preset("S0"),
-        Preset("S1", habit_sd=HABIT_SD, session_end_log_sd=SESSION_END_LOG_SD, censored_acts=True),
-        Preset(
-            "S1-late",
-            habit_sd=HABIT_SD,
-            session_end_log_sd=SESSION_END_LOG_SD,
-            censored_acts=True,
-            acts_from_day=HABIT_DAYS,
-        ),
+        _S1,
+        replace(_S1, name="S1-late", acts_from_day=HABIT_DAYS),
         Preset("S2", base_rate=RARE_RATE),
         Preset("S3", copied_streams=COPIED_STREAMS),
         Preset("S4", swap=True),
         Preset("S6", cold_share=COLD_SHARE),
-        Preset(
-            "S7",
-            habit_sd=HABIT_SD,
-            session_end_log_sd=SESSION_END_LOG_SD,
-            censored_acts=True,
-            match_streams=MATCH_STREAMS,
-            copied_streams=COPIED_STREAMS,
-            cold_share=COLD_SHARE,
+        replace(
+            _S1, name="S7", match_streams=MATCH_STREAMS, copied_streams=COPIED_STREAMS, cold_share=COLD_SHARE
         ),
         Preset("S8", match_streams=MATCH_STREAMS),
         Preset("S9", orthogonal=True),

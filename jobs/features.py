@@ -223,7 +223,7 @@ def _surfaces(
         return
     where = _listed("window_end", [day + _DAY for day in days]) if days else "false"
     fresh = surface_days(_on(inputs.events, days), config=config)
-    _replace_days(run, result, inputs, held(fresh), where, allow_empty=True)
+    _replace_days(run, result, inputs, fresh, where, allow_empty=True)
 
 
 def _replace_days(
@@ -233,6 +233,7 @@ def _replace_days(
 
     Windows of earlier run dates go too, so that a day-by-day build ends with the rows of a one-shot build.
     """
+    fresh = held(fresh)
     stored = run.warehouse.read(run.spark, EBF_SURFACE.name).where("window_days = 1")
     days = stored.where(f"NOT ({where})").unionByName(fresh)
     windows = surface_windows(days, run.run_date, config=run.config)
@@ -260,7 +261,7 @@ def _surface_range(
 ) -> None:
     where = _range("window_end", since and since + _DAY, until and until + _DAY)
     days = surface_days(inputs.events, config=run.config)
-    _replace_days(run, result, None, held(days.where(where)), where)
+    _replace_days(run, result, None, days.where(where), where)
 
 
 def _on(events: DataFrame, days: list[date]) -> DataFrame:

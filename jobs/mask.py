@@ -332,7 +332,7 @@ def _grid_rows(run: Run, measured: Measured, decision: Decision, version: str) -
                 "mask_version": version, "seq": 0, "segment_version": measured.segment_version,
                 "segment_id": segment_id, "segment_name": measured.names[segment_id], "tier": _TIER,
                 "stream": stream, "keep": not dropped,
-                "quota": 0 if dropped else min(cut.events, whole) if cut else whole, "boost": 0.0,
+                "quota": 0 if dropped else cut.events if cut else whole, "boost": 0.0,
                 "attributes": None,
                 "relevance": e.relevance if e else None,
                 "relevance_lcb": e.lcb if e else None,

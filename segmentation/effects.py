@@ -121,15 +121,24 @@ def effect(sums: CellSums) -> Effect:
     rate = sums.positives / sums.n if sums.n else 0.0
     h = entropy(rate)
     scale = 1.0 / (2.0 * sums.n * h) if h > 0 else 0.0
-    basis = whitening(information, sums.w)
-    dof = basis.shape[1]
-    block = block_quadratic(basis.T @ s, basis.T @ variance @ basis)
+    block, dof = block_test(s, information, variance, sums.w)
     return Effect(
         n=sums.n, positives=sums.with_stream, rate=rate, h=h, dof=dof, quadratic=block,
         deff=block.trace / dof if dof else 1.0,
         relevance=scale * block.estimate, lcb=scale * block.lower(), ucb=scale * block.upper(),
         channels={name: _channel(j, s, information, variance, sums, scale) for j, name in enumerate(CHANNELS)},
     )  # fmt: skip
+
+
+def loss(sums: CellSums) -> Quadratic:
+    """The quadratic of a cell's block test alone, without the bounds of `effect`."""
+    return block_test(*moments(sums), sums.w)[0]
+
+
+def block_test(s: Floats, information: Floats, variance: Floats, total: float) -> tuple[Quadratic, int]:
+    """Quadratic of the score s (k,) in units of model information, and the rank of that information; `total` is Σ w."""
+    basis = whitening(information, total)
+    return block_quadratic(basis.T @ s, basis.T @ variance @ basis), basis.shape[1]
 
 
 def whitening(information: Floats, total: float) -> Floats:

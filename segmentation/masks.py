@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from dynamix.config import MaskConfig
 from dynamix.features.clustered import PackedSums
 from dynamix.features.relevance import WHOLE, CellSums
 from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, support_needed
-from dynamix.segmentation.effects import Curvature, Effect, curvature, effect, shrink
+from dynamix.segmentation.effects import Curvature, Effect, curvature, effect, loss, shrink
 from dynamix.segmentation.prior import expected_losses
 
 Cell = tuple[int, str]
@@ -40,6 +40,15 @@ def of_halves(half: int, of: Callable[[int], Sums | None]) -> Sums | None:
     if not found:
         return None
     return found[0] if len(found) == 1 else found[0] + found[1]
+
+
+def in_one_segment(cells: Mapping[Any, Sums]) -> dict[Any, Sums]:
+    """Sums by keys that begin with the segment id, added up over the segments under id 0."""
+    pool: dict[Any, Sums] = {}
+    for key in sorted(cells):
+        one = (0, *key[1:])
+        pool[one] = pool[one] + cells[key] if one in pool else cells[key]
+    return pool
 
 
 @dataclass(frozen=True)
@@ -66,11 +75,7 @@ class Statistics:
 
         A user who changed segment counts as one cluster per segment, which leaves the variance a little low.
         """
-        pool: dict[tuple[int, str, str, int, int], CellSums] = {}
-        for (_, stream, head, half, window), sums in sorted(self.sums.items()):
-            key = (0, stream, head, half, window)
-            pool[key] = pool[key] + sums if key in pool else sums
-        return Statistics(pool, self.heads)
+        return Statistics(in_one_segment(self.sums), self.heads)
 
 
 @dataclass(frozen=True)
@@ -226,25 +231,25 @@ def _certified(
     ordering, bounding = (statistics.by_cell(head, half=half) for half in (order_on, 1 - order_on))
     cells = sorted(eligible & ordering.keys() & bounding.keys())
     own = [ordering[cell] for cell in cells]
-    quadratics = [effect(sums).quadratic for sums in own]
+    quadratics = [loss(sums) for sums in own]
     expected = expected_losses(quadratics, [sums.w for sums in own])[0]
     for cell, sums, q, mean in zip(cells, own, quadratics, expected, strict=True):
         shown = q.lower() > 0 and q.estimate > SHOWN_SHARE * _allowance(sums, config.delta)
         if sums.tokens > 0 and not shown:
             price[cell] = float(mean) / sums.tokens
-            losses[cell] = effect(bounding[cell]).quadratic
+            losses[cell] = loss(bounding[cell])
     n, rate = population(bounding)
     scale = 2.0 * n * entropy(rate)
     taken: list[Cell] = []
-    total, loss = Quadratic(), 0.0
+    total, bound = Quadratic(), 0.0
     for cell in sorted(price, key=lambda c: (price[c], c)):
         total = total + losses[cell]
-        bound = total.upper() / scale if scale else float("inf")
-        if bound > config.ne_budget:
+        upper = total.upper() / scale if scale else float("inf")
+        if upper > config.ne_budget:
             break
         taken.append(cell)
-        loss = bound
-    return Joint(frozenset(taken), loss)
+        bound = upper
+    return Joint(frozenset(taken), bound)
 
 
 def _allowance(sums: CellSums, delta: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from dynamix.config import SegmentationConfig
 from dynamix.errors import GuardError
 from dynamix.segmentation.counts import INPUT
 from dynamix.segmentation.em import HALF_A, HALF_B, user_half
-from dynamix.segmentation.encoder import EncoderConfig, SessionEncoder, batch_of, one_thread
+from dynamix.segmentation.encoder import EncoderConfig, JaggedBatch, SessionEncoder, batch_of, one_thread
 from dynamix.segmentation.guards import MEASURABLE_EVENTS, length_eta2, refusal
 from dynamix.segmentation.jagged import Bools, Floats, Jagged
 from dynamix.segmentation.mixture import adjusted_rand
@@ -222,9 +222,7 @@ def encode(encoder: SessionEncoder, inputs: Jagged) -> Encodings:
     """z, evidence and events of every user, block by block; all events of `inputs` are seen."""
     parts = []
     with torch.no_grad(), one_thread():
-        for first in range(0, max(inputs.n_users, 1), BLOCK):
-            rows = np.arange(first, min(first + BLOCK, inputs.n_users))
-            block = batch_of(inputs.take(rows), encoder.base.device)
+        for block in _blocks(encoder, inputs):
             found = encoder(block, torch.ones_like(block.z))
             parts.append([_array(value) for value in (found.z, found.evidence, found.n)])
     return Encodings(*(np.concatenate(values) for values in zip(*parts, strict=True)))
@@ -234,12 +232,17 @@ def next_window(encoder: SessionEncoder, inputs: Jagged) -> Floats:
     """log p(next window | input window) of every user (U,) as gain over the pooled emission, in nats."""
     parts = []
     with torch.no_grad(), one_thread():
-        for first in range(0, max(inputs.n_users, 1), BLOCK):
-            rows = np.arange(first, min(first + BLOCK, inputs.n_users))
-            block = batch_of(inputs.take(rows), encoder.base.device)
+        for block in _blocks(encoder, inputs):
             seen = block.is_input[block.session].float()
             parts.append(_array(predictive(encoder, block, encoder(block, seen), 1.0 - seen)))
     return np.concatenate(parts)
+
+
+def _blocks(encoder: SessionEncoder, inputs: Jagged) -> Iterator[JaggedBatch]:
+    """All users, BLOCK at a time and in order; one empty block where there is none."""
+    for first in range(0, max(inputs.n_users, 1), BLOCK):
+        rows = np.arange(first, min(first + BLOCK, inputs.n_users))
+        yield batch_of(inputs.take(rows), encoder.base.device)
 
 
 def _agreement(encoder: SessionEncoder, inputs: Jagged) -> float:

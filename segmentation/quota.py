@@ -15,8 +15,8 @@ import numpy as np
 from dynamix.config import MaskConfig
 from dynamix.features.recency import BUCKETS, EDGES, SHARED, WHOLE_STREAM, RecencySums, columns_of
 from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, support_needed
-from dynamix.segmentation.effects import block_quadratic, effect, given_rest, whitening
-from dynamix.segmentation.masks import BOTH, Cell, Statistics, Verdict, of_halves, population
+from dynamix.segmentation.effects import block_test, given_rest, loss
+from dynamix.segmentation.masks import BOTH, Cell, Statistics, Verdict, in_one_segment, of_halves, population
 from dynamix.segmentation.prior import expected_losses
 
 _ALWAYS = SHARED + len(WHOLE_STREAM)
@@ -40,11 +40,7 @@ class RecencyStatistics:
 
     def pooled(self) -> RecencyStatistics:
         """The same with all segments as one (segment id 0): for the control `global`."""
-        pool: dict[tuple[int, str, str, int], RecencySums] = {}
-        for (_, stream, head, half), sums in sorted(self.sums.items(), key=lambda item: item[0]):
-            key = (0, stream, head, half)
-            pool[key] = pool[key] + sums if key in pool else sums
-        return RecencyStatistics(pool, self.heads)
+        return RecencyStatistics(in_one_segment(self.sums), self.heads)
 
 
 @dataclass(frozen=True)
@@ -56,10 +52,22 @@ class Tail:
     positives: float
     """Label-1 impressions that have an event in it."""
     tokens: float
-    relevance: float
-    ucb: float
-    deff: float
     quadratic: Quadratic
+    deff: float
+    scale: float
+    """From the quadratic to a fraction of H: 1/(2nH)."""
+
+    @property
+    def relevance(self) -> float:
+        return self.scale * self.quadratic.estimate
+
+    @property
+    def ucb(self) -> float:
+        return self.scale * self.quadratic.upper()
+
+    def needed(self, config: MaskConfig) -> float:
+        """Positives that a decision on it takes (A.7 rule 2)."""
+        return support_needed(config.delta, self.deff, support=config.support)
 
 
 @dataclass(frozen=True)
@@ -76,15 +84,15 @@ class Spent:
     def by_drops(cls, statistics: Statistics, verdicts: Sequence[Verdict]) -> Spent:
         """From the verdicts of the keep rule and the statistics they rest on."""
         gone = [(v.segment_id, v.stream) for v in verdicts if v.verdict == "drop"]
-        loss = {}
+        spent = {}
         for head in statistics.heads:
             for half in (0, 1):
                 sums = statistics.by_cell(head, half=half)
                 n, rate = population(sums)
                 scale = 2.0 * n * entropy(rate)
-                costs = (effect(sums[cell]).quadratic for cell in gone if cell in sums)
-                loss[head, half] = sum(costs, Quadratic()), 1.0 / scale if scale else float("inf")
-        return cls(loss)
+                costs = (loss(sums[cell]) for cell in gone if cell in sums)
+                spent[head, half] = sum(costs, Quadratic()), 1.0 / scale if scale else float("inf")
+        return cls(spent)
 
 
 @dataclass(frozen=True)
@@ -106,26 +114,17 @@ def tail(sums: RecencySums, kept: int) -> Tail:
     """Block test of all buckets beyond the `kept` newest (1 .. 3), given those and what all streams share."""
     near = np.concatenate([np.arange(_ALWAYS), *(columns_of(b) for b in range(kept))])
     own = np.concatenate([columns_of(b) for b in range(kept, BUCKETS)])
-    s, information, variance = given_rest(sums, own, near)
-    basis = whitening(information, sums.w)
-    quadratic = block_quadratic(basis.T @ s, basis.T @ variance @ basis)
-    scale = _scale(sums)
+    quadratic, dof = block_test(*given_rest(sums, own, near), sums.w)
+    h = entropy(_rate(sums))
     return Tail(
         kept=kept,
         # an event of a farther bucket implies one of the nearest beyond
         positives=float(sums.with_bucket[kept]),
         tokens=float(sums.tokens[kept:].sum()),
-        relevance=scale * quadratic.estimate,
-        ucb=scale * quadratic.upper(),
-        deff=quadratic.trace / basis.shape[1] if basis.shape[1] else 1.0,
         quadratic=quadratic,
+        deff=quadratic.trace / dof if dof else 1.0,
+        scale=1.0 / (2.0 * sums.n * h) if h > 0 else 0.0,
     )
-
-
-def _scale(sums: RecencySums) -> float:
-    """1 / (2nH): from the quadratic to a fraction of the segment's entropy."""
-    h = entropy(_rate(sums))
-    return 1.0 / (2.0 * sums.n * h) if h > 0 else 0.0
 
 
 def _rate(sums: RecencySums) -> float:
@@ -148,7 +147,8 @@ def quotas(
         affordable = _affordable(statistics, head, open_, config, floor, spent)
         for cell in open_:
             sums = statistics.of(cell, head)
-            own = BUCKETS if sums is None else _shortest(sums, config, floor[cell[0]], bounded=True)
+            may_go = None if sums is None else _longest_tail(sums, config, floor[cell[0]], bounded=True)
+            own = BUCKETS if may_go is None else may_go.kept
             keep[cell] = max(keep.get(cell, 0), own, affordable.get(cell, BUCKETS))
     return [_say(statistics, cell, kept, config) for cell, kept in sorted(keep.items()) if kept < BUCKETS]
 
@@ -169,23 +169,18 @@ def _token_floor(
     return {segment: max(1.0, config.min_token_share * n) for segment, n in tokens.items()}
 
 
-def _shortest(sums: RecencySums, config: MaskConfig, floor: float, *, bounded: bool) -> int:
-    """Buckets that must stay: the fewest whose tail has tokens, support and a negligible effect, else BUCKETS.
+def _longest_tail(sums: RecencySums, config: MaskConfig, floor: float, *, bounded: bool) -> Tail | None:
+    """The longest tail that has tokens, support and a negligible effect; None where none has.
 
-    `bounded` asks for the upper bound of the effect, otherwise for its estimate.
+    `bounded` asks for the upper bound of the effect and full support, otherwise for its estimate and half of it.
     """
     budget = cell_budget(_rate(sums), config.delta)
     for kept in range(1, BUCKETS):
         found = tail(sums, kept)
-        needed = support_needed(config.delta, found.deff, support=config.support)
-        effect = found.ucb if bounded else found.relevance
-        if (
-            found.tokens >= floor
-            and found.positives >= (needed if bounded else needed / 2)
-            and effect <= budget
-        ):
-            return kept
-    return BUCKETS
+        supported = found.positives >= found.needed(config) * (1.0 if bounded else 0.5)
+        if found.tokens >= floor and supported and (found.ucb if bounded else found.relevance) <= budget:
+            return found
+    return None
 
 
 def _affordable(
@@ -206,10 +201,10 @@ def _affordable(
             ordering, bounding = (statistics.of(cell, head, half=half) for half in (order_on, 1 - order_on))
             if ordering is None or bounding is None:
                 continue
-            kept = _shortest(ordering, config, floor[cell[0]] / 2, bounded=False)
-            if kept < BUCKETS:
-                own[cell] = tail(ordering, kept)
-                named[cell] = tail(bounding, kept)
+            may_go = _longest_tail(ordering, config, floor[cell[0]] / 2, bounded=False)
+            if may_go is not None:
+                own[cell] = may_go
+                named[cell] = tail(bounding, may_go.kept)
                 weight.append(ordering.w)
         expected = expected_losses([t.quadratic for t in own.values()], weight)[0]
         price = {
@@ -226,12 +221,6 @@ def _affordable(
             saved += named[cell].tokens
         found.append((saved, taken))
     return min(found, key=lambda pair: pair[0])[1]
-
-
-def supported(sums: RecencySums, kept: int, config: MaskConfig) -> bool:
-    """True where enough positives have an event beyond the `kept` newest buckets for a decision (A.7 rule 2)."""
-    found = tail(sums, kept)
-    return found.positives >= support_needed(config.delta, found.deff, support=config.support)
 
 
 def _say(statistics: RecencyStatistics, cell: Cell, kept: int, config: MaskConfig) -> Quota:

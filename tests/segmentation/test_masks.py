@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ import pytest
 from dynamix.config import MaskConfig
 from dynamix.contracts import CHANNELS
 from dynamix.features.relevance import FINE_BINS, WHOLE, C, CellSums, D, bin_centres
-from dynamix.segmentation import masks
 from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, support_needed
-from dynamix.segmentation.effects import block_quadratic, moments, whitening
+from dynamix.segmentation.effects import loss
 from dynamix.segmentation.masks import (
     Cell,
     Protection,
@@ -214,7 +212,7 @@ def test_the_joint_bound_is_that_of_the_sum_on_the_other_half() -> None:
     assert bound.cells == set(found.cells)
     expected = []
     for half in (0, 1):
-        parts = [light(found.of(c, "conversion", half=half)).quadratic for c in found.cells]
+        parts = [loss(sums) for sums in found.by_cell("conversion", half=half).values()]
         total = Quadratic(sum(p.q for p in parts), sum(p.trace for p in parts), sum(p.square for p in parts))
         n, rate = population(found.by_cell("conversion", half=half))
         assert (n, rate) == (pytest.approx(300_000), pytest.approx(RATE))
@@ -302,20 +300,10 @@ def test_the_rule_global_gives_every_segment_the_same_verdict() -> None:
     assert verdicts[1, "z"].reason.startswith("one mask for all: ")
 
 
-def light(sums: CellSums | None) -> Any:
-    """The part of `effect` that the joint bound reads, without the bounds that it does not."""
-    assert sums is not None
-    s, information, variance = moments(sums)
-    basis = whitening(information, sums.w)
-    return SimpleNamespace(quadratic=block_quadratic(basis.T @ s, basis.T @ variance @ basis))
-
-
 SHARES = np.array([0.35, 0.25, 0.20, 0.12, 0.08])
 
 
-def over_budget(
-    monkeypatch: pytest.MonkeyPatch, *, worlds: int, positives: float, sizes: list[float]
-) -> float:
+def over_budget(*, worlds: int, positives: float, sizes: list[float]) -> float:
     """Share of worlds of 5 segments × 12 streams in which the certified drops truly cost more than the budget.
 
     A cell's true loss is w β²/(2 N H). As in `judge`, support makes a cell eligible, the block bound on all users
@@ -324,8 +312,6 @@ def over_budget(
     over = 0
     for seed in range(worlds):
         rng = np.random.default_rng(seed)
-        known: dict[int, Any] = {}
-        monkeypatch.setattr(masks, "effect", lambda s, known=known: known.setdefault(id(s), light(s)))
         total, sums, truth = positives / RATE, {}, {}
         for g, f in itertools.product(range(5), range(12)):
             cell, beta, n = (g + 1, f"s{f:02d}"), float(rng.choice(sizes)), total * SHARES[g]
@@ -338,7 +324,7 @@ def over_budget(
         for cell in found.cells:
             both = found.of(cell, "conversion")
             assert both is not None
-            q = light(both).quadratic
+            q = loss(both)
             if both.with_stream >= support_needed(CONFIG.delta, q.trace / C, support=CONFIG.support):
                 eligible.add(cell)
                 if q.upper() / (2 * both.n * entropy(RATE)) <= cell_budget(RATE, CONFIG.delta):
@@ -348,11 +334,8 @@ def over_budget(
     return over / worlds
 
 
-def test_all_drops_together_exceed_the_budget_in_at_most_one_of_twenty_worlds(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_all_drops_together_exceed_the_budget_in_at_most_one_of_twenty_worlds() -> None:
     share = over_budget(
-        monkeypatch,
         worlds=200,
         positives=20_000,
         sizes=[0.0, 0.0, 0.0, 0.0, 0.02, 0.02, 0.05, 0.05, 0.1, 0.2],
@@ -360,9 +343,5 @@ def test_all_drops_together_exceed_the_budget_in_at_most_one_of_twenty_worlds(
     assert share <= 0.05
 
 
-def test_the_budget_also_holds_where_every_effect_is_just_under_delta(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert (
-        over_budget(monkeypatch, worlds=80, positives=20_000, sizes=[0.09]) <= 0.05 + 3 * (0.0475 / 80) ** 0.5
-    )
+def test_the_budget_also_holds_where_every_effect_is_just_under_delta() -> None:
+    assert over_budget(worlds=80, positives=20_000, sizes=[0.09]) <= 0.05 + 3 * (0.0475 / 80) ** 0.5

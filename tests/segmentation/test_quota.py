@@ -89,8 +89,8 @@ def world(
     kinds = np.repeat(np.tile(np.arange(streams), users), count.ravel())
     stream = kinds[np.lexsort((draw.random(len(user)), user))]
     made = blocks(user, draw.normal(size=len(user)), stream, users=users)
-    z, offsets = made[0].z, made[2]
-    acts = (stream == 0) & (from_newest(offsets, made[3], made[0].stream) < horizon)
+    z = made[0].z
+    acts = (stream == 0) & (from_newest(user * streams + stream) < horizon)
     x = np.bincount(user[acts], weights=z[acts], minlength=users)
     x /= np.bincount(user[acts], minlength=users) + 1.0
     p = 1 / (1 + np.exp(-(-2.5 + beta * (x - x.mean()) / x.std())))
