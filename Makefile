@@ -44,7 +44,7 @@ test-all: setup ## the suite with crash matrix, soak and large fuzz
 	@$(PY) -m pytest $(SIDE_BY_SIDE)
 
 PART ?= worlds
-bench: setup ## the claims of the README, measured on this machine (PART=worlds, gates, segmenters, features, increment, quality or kernels)
+bench: setup ## the claims of the README, measured on this machine (PART=worlds, headline, gates, segmenters, features, increment, quality or kernels)
 	@$(PY) -m benchmarks $(PART)
 
 .typing: setup.py $(wildcard src/dynamix/*.py)

@@ -6,6 +6,7 @@
 `python -m benchmarks quality [--rounds 5]` counts the Spark jobs of the quality gate beside those of its first form.
 `python -m benchmarks gates [--presets S0,null] [--seeds 0,1,2,3,4]` holds the statistics against planted truth, no Spark.
 `python -m benchmarks increment [--days 30,90] [--per-day 100000]` sets one more day beside a build of everything.
+`python -m benchmarks headline [--presets S1] [--users 3000] [--arms all]` trains masks and their rivals at equal tokens.
 `python -m benchmarks segmenters [--users 20000] [--seeds 2] [--given]` holds the segmenters' contest.
 """
 
@@ -15,7 +16,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import features, gates, increment, kernels, quality, segmenters, summary, worlds
+from benchmarks import features, gates, headline, increment, kernels, quality, segmenters, summary, worlds
+
+WHAT = (
+    "worlds", "summary", "kernels", "features", "gates", "quality", "increment", "segmenters", "headline"
+)  # fmt: skip
 
 
 def main() -> int:
@@ -25,11 +30,15 @@ def main() -> int:
         "what",
         nargs="?",
         default="worlds",
-        choices=("worlds", "summary", "kernels", "features", "gates", "quality", "increment", "segmenters"),
+        choices=WHAT,
     )
-    parser.add_argument("--presets", help="default: S0,S8 for worlds, all that have a gate for gates")
-    parser.add_argument("--users", type=int, default=20_000)
-    parser.add_argument("--seeds", help="numbers for worlds (default 0); how many for segmenters (default 2)")
+    parser.add_argument(
+        "--presets", help="default: S0,S8 for worlds, S1 for headline, all that have a gate for gates"
+    )
+    parser.add_argument("--users", type=int, help="default 20,000; 3,000 for headline")
+    parser.add_argument(
+        "--seeds", help="numbers for worlds (default 0); how many for segmenters and headline (default 2)"
+    )
     parser.add_argument("--events", default="50,15,5,1.5", help="mean events a user, for segmenters")
     parser.add_argument("--folder", type=Path, help="where worlds are kept between runs (default: temporary)")
     parser.add_argument("--settings", default=",".join(gates.SETTINGS), help="of the config, for gates")
@@ -47,7 +56,12 @@ def main() -> int:
     )
     parser.add_argument("--runs", type=int, default=5, help="timed rounds, for features")
     parser.add_argument("--memory", default="4g", help="largest heap of each Spark side, for features")
+    parser.add_argument("--arms", help="all, or names, for headline")
+    parser.add_argument("--share", default="0.5", help="of the tokens that arms keep, or ours, for headline")
+    parser.add_argument("--rows", type=int, default=0, help="training rows at most, 0 = all, for headline")
+    parser.add_argument("--curve", default="", help="shares of the tokens for four arms, for headline")
     options = parser.parse_args()
+    options.users = options.users or (3_000 if options.what == "headline" else 20_000)
     if options.what == "kernels":
         kernels.main(options.rounds)
         return 0
@@ -69,6 +83,10 @@ def main() -> int:
     if options.what == "features":
         with tempfile.TemporaryDirectory() as scratch:
             compare_features(options, options.folder or Path(scratch))
+        return 0
+    if options.what == "headline":
+        with tempfile.TemporaryDirectory() as scratch:
+            train_headline(options, options.folder or Path(scratch))
         return 0
     if options.what == "summary":
         if options.folder is None:
@@ -99,6 +117,16 @@ def compare_features(options: argparse.Namespace, folder: Path) -> None:
         engines=options.engines.split(","),
         memory=options.memory,
     )
+
+
+def train_headline(options: argparse.Namespace, folder: Path) -> None:
+    """`benchmarks headline` with the arms and shares of the command line."""
+    chosen = headline.Options(
+        arms=headline.chosen_arms(options.arms), seeds=int(options.seeds or 2), max_rows=options.rows,
+        share=None if options.share == "ours" else float(options.share),
+        curve=[float(share) for share in options.curve.split(",") if share],
+    )  # fmt: skip
+    headline.main((options.presets or "S1").split(","), folder, users=options.users, options=chosen)
 
 
 if __name__ == "__main__":

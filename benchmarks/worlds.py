@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from sklearn.metrics import adjusted_rand_score
 
@@ -63,12 +64,7 @@ def measure_world(preset: str, folder: Path, *, users: int, seed: int) -> dict[s
     world = folder / f"{preset}-{seed}"
     if not (world / "dynamix.yaml").is_file():
         simulate(world, preset=preset, users=users, days=42, seed=seed)
-    spark = get_spark()
-    config = load_config(files=[world / "dynamix.yaml"], settings=SETTINGS)
-    place = Warehouse(folder / f"{preset}-{seed}-warehouse")
-    run = Run(spark, place, config, latest_run_date(spark, place, config, str(world)), new_run_id())
-    for verb in ("ingest", "features", "segment", "mask"):
-        execute(run, verb, skip=True, source=str(world) if verb == "ingest" else None)
+    run = cycle_to_masks(world, folder / f"{preset}-{seed}-warehouse")
     truth = pd.read_parquet(world / "truth_users").rename(columns={"segment": "true"})
     cells = pd.read_parquet(world / "truth_cells")
     segments, version, names = newest_segments(run)
@@ -82,17 +78,32 @@ def measure_world(preset: str, folder: Path, *, users: int, seed: int) -> dict[s
     known = cells[cells["horizon"].notna() & (cells["kind"] != "u")]
     horizons = {(int(r.segment), str(r.stream)): int(r.horizon) for r in known.itertuples()}
     found["lengths"] = lengths(own, verdicts, run.config.mask, planted_of, horizons)
-    planted = spark.createDataFrame(truth[["user_id", "true"]]).select(
-        "user_id", F.col("true").cast("int").alias("segment_id"), F.lit("passive").alias("tier"),
-        F.lit("truth").alias("segment_version"), F.lit("1970-01-01").cast("timestamp").alias("valid_from"),
-        F.lit(None).cast("timestamp").alias("valid_to"),
-    )  # fmt: skip
+    planted = for_all_time(run.spark, truth.rename(columns={"true": "segment_id"}))
     ids = {int(g): f"true {g}" for g in sorted(truth["true"].unique())}
-    ideal, _ = measure(run, "baseline", planted, "truth", {0: "cold", **ids})
+    ideal, _ = measure(run, "baseline", planted, "given", {0: "cold", **ids})
     found["true"] = dropped(
         ideal.statistics, judge(ideal.statistics, run.config.mask), {g: g for g in ids}, kinds
     )
     return found
+
+
+def cycle_to_masks(events: Path, warehouse: Path) -> Run:
+    """The cycle up to the masks on a folder of events with its dynamix.yaml; steps that are done are skipped."""
+    spark, place = get_spark(), Warehouse(warehouse)
+    config = load_config(files=[events / "dynamix.yaml"], settings=SETTINGS)
+    run = Run(spark, place, config, latest_run_date(spark, place, config, str(events)), new_run_id())
+    for verb in ("ingest", "features", "segment", "mask"):
+        execute(run, verb, skip=True, source=str(events) if verb == "ingest" else None)
+    return run
+
+
+def for_all_time(spark: SparkSession, users: pd.DataFrame) -> DataFrame:
+    """Rows as in `segments` that give each user (user_id, segment_id) one segment at all times."""
+    return spark.createDataFrame(users[["user_id", "segment_id"]]).select(
+        "user_id", F.col("segment_id").cast("int").alias("segment_id"), F.lit("passive").alias("tier"),
+        F.lit("given").alias("segment_version"), F.lit("1970-01-01").cast("timestamp").alias("valid_from"),
+        F.lit(None).cast("timestamp").alias("valid_to"),
+    )  # fmt: skip
 
 
 def segment_quality(run: Run, world: Path, truth: pd.DataFrame) -> dict[str, Any]:
