@@ -31,7 +31,8 @@ class Content:
     """N content events sorted by (user, ts_ms); times of one user are strictly increasing.
 
     session: number of the session over all users; censored: last of its session, its dwell shows in no
-    log; z: standardised, clipped ln(1 + dwell) without the habit, known here for censored events too.
+    log; z: standardised, clipped ln(1 + dwell) without the habit, known here for censored events too; intent: of the
+    event's session, in SD, 0 in worlds without.
     first (U + 1,): offsets of the users, user u owns rows first[u]..first[u + 1].
     """
 
@@ -43,6 +44,7 @@ class Content:
     session: Ints
     censored: Bools
     z: Floats
+    intent: Floats
     first: Ints
 
 
@@ -86,12 +88,17 @@ def draw_content(
         ends = ends[row] & np.append(row[1:] != row[:-1], True)  # a session ends with the copy
     session = np.cumsum(ends) - ends
     opens = np.flatnonzero(np.insert(ends[:-1], 0, True))
+    intent = np.zeros(len(user))
+    if len(world.intent):
+        intent = rng.normal(size=len(opens))[session]
+        dwell = _with_intent(dwell, intent * np.isin(stream, world.intent))
     before = np.cumsum(dwell) - dwell
     length = np.add.reduceat(dwell, opens)
     begin = _session_starts(user[opens], length, days, start_weekday, rng)
     ts = begin[session] + before - before[opens][session]
     kept = ts < days * W.DAY_MS
     user, stream, item, ts, dwell, session = (a[kept] for a in (user, stream, item, ts, dwell, session))
+    intent = intent[kept]
     censored = np.append(session[1:] != session[:-1], True)[: len(user)]
     counts = np.bincount(user, minlength=len(users.planned))
     return Content(
@@ -103,6 +110,7 @@ def draw_content(
         session=session,
         censored=censored,
         z=_standardise(dwell, stream, users.habit[user], ~censored),
+        intent=intent,
         first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
     )
 
@@ -154,6 +162,12 @@ def _draw_dwell(log_mean: Floats, rng: np.random.Generator) -> Ints:
     bounced = rng.random(len(dwell)) < W.BOUNCE_RATE
     dwell[bounced] = rng.uniform(1, W.BOUNCE_MAX_MS, size=int(bounced.sum()))
     return np.clip(np.rint(dwell), 1, W.DWELL_MAX_MS).astype(np.int64)
+
+
+def _with_intent(dwell: Ints, intent: Floats) -> Ints:
+    """The dwells of sessions with an intent (N,), 0 where it does not reach."""
+    moved = np.clip(np.rint(dwell * np.exp(W.INTENT_DWELL * intent)), 1, W.DWELL_MAX_MS)
+    return np.where(intent == 0, dwell, moved.astype(np.int64))
 
 
 def _session_starts(

@@ -18,8 +18,9 @@ _SPAN_MS = np.int64(2) ** 35  # in a key of (owner, time): room for 397 days and
 class Impressions:
     """B impressions sorted by (user, ts_us, position). Times in µs since the start of the world.
 
-    request: number over all users; anchor: row of the content event on screen; item: catalogue item.
-    Two impressions of one user and item are more than 24 h apart, so attribution is unambiguous.
+    request: number over all users; anchor: row of the content event on screen; item: catalogue item; path_from: row
+    of the earlier impression of the same path, -1 for none. Two impressions of one user and item are more than 24 h
+    apart, so attribution is unambiguous; the two of a path are not, and the later one is the last touch.
     """
 
     user: Ints
@@ -28,6 +29,7 @@ class Impressions:
     position: Ints
     anchor: Ints
     item: Ints
+    path_from: Ints
 
     @property
     def cutoff_ms(self) -> Ints:
@@ -91,18 +93,74 @@ def draw_impressions(world: World, content: Content, days: int, rng: np.random.G
     rate = W.REQUESTS * days / W.BASE_DAYS * pull / max(float(pull.mean()), 1e-12)
     user = np.repeat(np.arange(len(counts)), rng.poisson(rate))
     anchor = content.first[user] + np.floor(rng.random(len(user)) * counts[user]).astype(np.int64)
-    shown = np.minimum(content.dwell_ms[anchor], W.IMPRESSION_OFFSET_MS) * 1000  # µs
-    ts = content.ts_ms[anchor] * 1000 + 1 + np.floor(rng.random(len(user)) * (shown - 1)).astype(np.int64)
+    ts = _moments(content, anchor, rng)
+    follows = np.full(len(user), -1, dtype=np.int64)  # request that this one makes a path with
+    if world.preset.path_rate:
+        first, then = _follow_ups(content, anchor, ts, world.preset.path_rate, rng)
+        user, anchor = np.append(user, user[first]), np.append(anchor, then)
+        ts, follows = np.append(ts, _moments(content, then, rng)), np.append(follows, first)
     order = np.lexsort((ts, user))
     order = order[ts[order] < days * W.DAY_MS * 1000]
     size = rng.choice(np.asarray(W.REQUEST_SIZES), size=len(order))
     request = np.repeat(np.arange(len(order)), size)
-    position = np.arange(len(request)) - np.repeat(np.cumsum(size) - size, size) + 1
+    begins = np.cumsum(size) - size
+    position = np.arange(len(request)) - np.repeat(begins, size) + 1
     row = order[request]
-    blank = Impressions(
-        user[row], ts[row], request, position, anchor[row], np.zeros(len(row), dtype=np.int64)
-    )
-    return replace(blank, item=_separate(blank, _draw_items(world, content, blank, rng), rng))
+    none = np.full(len(row), -1, dtype=np.int64)
+    blank = Impressions(user[row], ts[row], request, position, anchor[row], none, none)
+    imps = replace(blank, item=_separate(blank, _draw_items(world, content, blank, rng), rng))
+    if not world.preset.path_rate:
+        return imps
+    place = np.full(len(ts), -1, dtype=np.int64)
+    place[order] = begins
+    path_from = none.copy()
+    path_from[begins] = np.where(follows[order] >= 0, place[follows[order]], -1)
+    return _separate_paths(replace(imps, path_from=path_from), rng)
+
+
+def _moments(content: Content, anchor: Ints, rng: np.random.Generator) -> Ints:
+    """A moment (µs) at which the content event of each request is on screen."""
+    shown = np.minimum(content.dwell_ms[anchor], W.IMPRESSION_OFFSET_MS) * 1000
+    later = np.floor(rng.random(len(anchor)) * (shown - 1)).astype(np.int64)
+    return np.asarray(content.ts_ms[anchor] * 1000 + 1 + later, dtype=np.int64)
+
+
+def _follow_ups(
+    content: Content, anchor: Ints, ts: Ints, rate: float, rng: np.random.Generator
+) -> tuple[Ints, Ints]:
+    """Requests that another one follows, and its event on screen: a few events on, on another surface, within a day."""
+    then = np.minimum(anchor + rng.integers(1, W.PATH_EVENTS + 1, size=len(anchor)), len(content.user) - 1)
+    surface = content.stream // len(W.TYPES)
+    latest = (content.ts_ms[then] + W.IMPRESSION_OFFSET_MS) * 1000
+    near = (content.user[then] == content.user[anchor]) & (latest - ts <= W.ATTRIBUTION_MS * 1000)
+    first = np.flatnonzero(near & (surface[then] != surface[anchor]) & (rng.random(len(anchor)) < rate))
+    return first, then[first]
+
+
+def _separate_paths(imps: Impressions, rng: np.random.Generator) -> Impressions:
+    """Items such that only the two of a path are the same within 24 h; a path that would cross another one is none."""
+    item, path_from = imps.item.copy(), imps.path_from.copy()
+    while True:
+        later = np.flatnonzero(path_from >= 0)
+        item[later] = item[path_from[later]]
+        earlier, clash = _same_within_a_day(imps, item)
+        own = path_from[clash] == earlier
+        earlier, clash = earlier[~own], clash[~own]
+        if not len(clash):
+            return replace(imps, item=item, path_from=path_from)
+        ends = np.concatenate([earlier, clash])
+        broken = ends[path_from[ends] >= 0]
+        path_from[broken] = -1
+        fresh = np.concatenate([broken, clash])
+        item[fresh] = rng.integers(W.N_ITEMS, size=len(fresh))
+
+
+def _same_within_a_day(imps: Impressions, item: Ints) -> tuple[Ints, Ints]:
+    """Rows (earlier, later) of impressions in turn of one user and item at most 24 h apart."""
+    order = np.lexsort((imps.position, imps.ts_us, item, imps.user))
+    same = (np.diff(imps.user[order]) == 0) & (np.diff(item[order]) == 0)
+    same &= np.diff(imps.ts_us[order]) <= W.ATTRIBUTION_MS * 1000
+    return order[:-1][same], order[1:][same]
 
 
 def _draw_items(world: World, content: Content, imps: Impressions, rng: np.random.Generator) -> Ints:
@@ -130,9 +188,7 @@ def _draw_items(world: World, content: Content, imps: Impressions, rng: np.rando
 def _separate(imps: Impressions, item: Ints, rng: np.random.Generator) -> Ints:
     """Replace items until no user sees the same one twice within 24 h; the earliest impression keeps its own."""
     while True:
-        order = np.lexsort((imps.position, imps.ts_us, item, imps.user))
-        same = (np.diff(imps.user[order]) == 0) & (np.diff(item[order]) == 0)
-        clash = order[1:][same & (np.diff(imps.ts_us[order]) <= W.ATTRIBUTION_MS * 1000)]
+        _, clash = _same_within_a_day(imps, item)
         if not len(clash):
             return item
         item = item.copy()
@@ -175,12 +231,12 @@ def contributions(
 ) -> Iterator[Contribution]:
     """Planted dwell effects of all streams, then match effects: each is 0 where its stream does not act.
 
-    Exposures are standardised over the impressions of a segment, apart before and after mid-world where streams swap.
+    Exposures are standardised over the impressions of a segment, apart before and after mid-world where a world drifts.
     """
     segment = users.segment[imps.user]
     late = imps.ts_us >= days * W.DAY_MS * 500  # half of the span, in µs
     index = StreamIndex(content, acting_events(world, content))
-    parts = [(world, ~late), (world.swapped(), late)] if len(world.swap) else [(world, late | True)]
+    parts = [(world, ~late), (world.second_half(), late)] if world.drifts else [(world, late | True)]
     for stream in range(W.N_STREAMS):
         logit, beta_full = np.zeros(len(segment)), np.zeros(W.N_SEGMENTS)
         for place, (planted, there) in enumerate(parts):
@@ -208,13 +264,19 @@ def _cell_effect(x: Floats, x_full: Floats, beta: float, kind: str) -> tuple[Flo
 def draw_truth(
     world: World, users: Users, content: Content, imps: Impressions, rng: np.random.Generator, *, days: int
 ) -> Truth:
-    """p = sigmoid(a + planted effects + user effect) with a solved for the preset's mean p, and drawn labels."""
-    logit = users.effect[imps.user].copy()
+    """p = sigmoid(a + planted effects + user effect) with a solved for the preset's mean p, and drawn labels.
+
+    The session's intent adds to it. The earlier impression of a path is never the last touch: its p is 0, and the mean
+    is that of the others.
+    """
+    logit = users.effect[imps.user] + W.INTENT_LOG_ODDS * content.intent[imps.anchor]
     beta_full = np.zeros_like(world.beta)
     for part in contributions(world, users, content, imps, days=days):
         logit += part.logit
         beta_full[:, part.stream] += part.beta_full
-    p = _sigmoid(logit + _solve_intercept(logit, world.preset.base_rate))
+    credited = np.ones(len(logit), bool)
+    credited[imps.path_from[imps.path_from >= 0]] = False
+    p = np.where(credited, _sigmoid(logit + _solve_intercept(logit[credited], world.preset.base_rate)), 0.0)
     return Truth(p=p, label=rng.random(len(p)) < p, beta_full=beta_full)
 
 

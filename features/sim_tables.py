@@ -126,14 +126,48 @@ def truth_copies(world: World) -> pa.Table:
 def truth_swaps(world: World, *, start: date, days: int) -> pa.Table:
     """One row a swapped stream: from `from_ts` on its cells have kind, beta and horizon of those of `takes_over`."""
     names = pa.array(world.streams)
-    turn = pa.array([_epoch_us(start) + days * W.DAY_MS * 500] * len(world.swap)).cast(TIMESTAMP)
     return pa.table(
         {
             "stream": names.take(pa.array(world.swap)),
             "takes_over": names.take(pa.array(world.swap[::-1])),
-            "from_ts": turn,
+            "from_ts": _mid_world(start, days, len(world.swap)),
         }
     )
+
+
+def truth_turned_on(world: World, *, start: date, days: int) -> pa.Table:
+    """One row a stream that is null at first: from `from_ts` on its cells are strong, with log-odds beta per SD."""
+    n = len(world.turned_on)
+    return pa.table(
+        {
+            "stream": pa.array(world.streams).take(pa.array(world.turned_on)),
+            "beta": pa.array([W.KIND_BETA["strong"]] * n),
+            "from_ts": _mid_world(start, days, n),
+        }
+    )
+
+
+def _mid_world(start: date, days: int, n: int) -> pa.Array:
+    return pa.array([_epoch_us(start) + days * W.DAY_MS * 500] * n, pa.int64()).cast(TIMESTAMP)
+
+
+def truth_intent(world: World) -> pa.Table:
+    """One row a stream whose dwell follows the session's intent: ln dwell and log-odds of the label per SD of it."""
+    n = len(world.intent)
+    return pa.table(
+        {
+            "stream": pa.array(world.streams).take(pa.array(world.intent)),
+            "ln_dwell": pa.array([W.INTENT_DWELL] * n),
+            "log_odds": pa.array([W.INTENT_LOG_ODDS] * n),
+        }
+    )
+
+
+def truth_paths(imps: Impressions) -> pa.Table:
+    """One row a path: the impression that a conversion is credited to, and the earlier one of the same item."""
+    later = np.flatnonzero(imps.path_from >= 0)
+    ids = [_event_ids(np.full(len(rows), _IMPRESSION), rows) for rows in (later, imps.path_from[later])]
+    return pa.table({"impression_id": ids[0], "first_impression_id": ids[1]})
 
 
 def truth_types(world: World) -> pa.Table:

@@ -7,7 +7,8 @@ What "clean" means for S0: no user habit, and the planted effect acts through th
 show (events whose dwell is censored do not act), so the exposure of docs/method.md A.3 can be rebuilt from the events.
 S1 adds habits and lets censored events act too: a pipeline that skips habit centring or fills
 the last dwell of a session with 0 loses the planted effects there.
-No preset plants a position, item or activity effect.
+No preset plants a position, item or activity effect. S10 plants an intent of the session that moves dwell and label
+alike: its streams do not act, and what their dwell tells is worth having all the same.
 """
 
 from __future__ import annotations
@@ -95,6 +96,14 @@ CONVERSION_GAP_MS = 31 * 60_000  # outside sessions a conversion keeps this dist
 CONVERSION_SURFACE = "shop"
 DAY_MS = 86_400_000
 
+# --- intent of a session, paths over two surfaces
+INTENT_STREAMS = 2
+INTENT_MIX = 0.08  # events of each stream whose dwell the intent moves, in every segment
+INTENT_DWELL = 0.9  # of ln dwell per SD of the intent: as much as the dwell's own spread
+INTENT_LOG_ODDS = 0.8  # per SD of the intent, of impressions in the session
+PATH_RATE = 0.9  # of the requests that another can follow within a day on another surface
+PATH_EVENTS = 8  # content events on, at most
+
 # --- copies, orthogonal types
 COPIED_STREAMS = 2
 COPIED_MIX = 0.06  # events of each stream that has a copy, in every segment
@@ -112,7 +121,10 @@ class Preset:
 
     acts_from_day: events of the days before it, from 0, do not act; effects: false plants nothing but the user
     effect; copied_streams: streams followed by near-copies that do not act; orthogonal: segments are composition
-    types x slope types; swap: two streams exchange their effects at mid-world.
+    types x slope types; swap: two streams exchange their effects at mid-world; turn_on: a stream that is null in every
+    segment becomes strong in all of them at mid-world, in a log that leaves out what a mask drops (`unlogged`);
+    intent_streams: streams whose dwell follows an intent of the session that acts on its impressions; path_rate:
+    of requests that another follows on another surface with the same item: a path, credited to the second.
     """
 
     name: str
@@ -127,6 +139,9 @@ class Preset:
     cold_share: float = 0.0
     orthogonal: bool = False
     swap: bool = False
+    turn_on: bool = False
+    intent_streams: int = 0
+    path_rate: float = 0.0
     acts_from_day: int = 0
 
 
@@ -140,12 +155,14 @@ PRESETS = {
         Preset("S2", base_rate=RARE_RATE),
         Preset("S3", copied_streams=COPIED_STREAMS),
         Preset("S4", swap=True),
+        Preset("S5", turn_on=True),
         Preset("S6", cold_share=COLD_SHARE),
         replace(
             _S1, name="S7", match_streams=MATCH_STREAMS, copied_streams=COPIED_STREAMS, cold_share=COLD_SHARE
         ),
         Preset("S8", match_streams=MATCH_STREAMS),
         Preset("S9", orthogonal=True),
+        Preset("S10", intent_streams=INTENT_STREAMS, path_rate=PATH_RATE),
         Preset("null", effects=False),
         Preset("null-clustered", effects=False, user_effect_sd=CLUSTERED_EFFECT_SD),
     )
@@ -160,7 +177,8 @@ class World:
     beta (G, F) log-odds per SD of the exposure; match (G, F) log-odds of at least one matching event;
     horizon (G, F) newest events that act; dwell_mean (F,) of ln ms; copy_of (F,) the stream that this one is a
     near-copy of, -1 for none; types (G, 2) composition and slope type of each segment, both g where types are not
-    apart; swap (0 or 2,) streams that exchange kind, beta and horizon at mid-world.
+    apart; swap (0 or 2,) streams that exchange kind, beta and horizon at mid-world; turned_on (0 or 1,) the stream
+    that becomes strong then; intent (0 or 2,) null streams whose dwell follows the session's intent.
     """
 
     preset: Preset
@@ -174,6 +192,13 @@ class World:
     copy_of: Ints
     types: Ints
     swap: Ints
+    turned_on: Ints
+    intent: Ints
+
+    @property
+    def drifts(self) -> bool:
+        """Whether the planted cells change at mid-world."""
+        return len(self.swap) + len(self.turned_on) > 0
 
     @property
     def match_streams(self) -> Ints:
@@ -185,13 +210,14 @@ class World:
         """Indices of the streams that are near-copies of another."""
         return np.flatnonzero(self.copy_of >= 0)
 
-    def swapped(self) -> World:
-        """The planted cells from mid-world on; the same world where nothing swaps."""
+    def second_half(self) -> World:
+        """The planted cells from mid-world on; the same world where nothing drifts."""
         order = np.arange(N_STREAMS)
         order[self.swap] = self.swap[::-1]
-        return replace(
-            self, kind=self.kind[:, order], beta=self.beta[:, order], horizon=self.horizon[:, order]
-        )
+        kind, beta = self.kind[:, order], self.beta[:, order]
+        kind[:, self.turned_on] = "strong"
+        beta[:, self.turned_on] = KIND_BETA["strong"]
+        return replace(self, kind=kind, beta=beta, horizon=self.horizon[:, order])
 
 
 def preset_named(name: str) -> Preset:
@@ -207,10 +233,11 @@ def draw_world(preset: Preset, rng: np.random.Generator) -> World:
     matching = np.sort(rng.choice(N_STREAMS, size=preset.match_streams, replace=False))
     for stream in matching:
         names[stream] = f"{names[stream].split('/')[0]}/{_random_word(rng)}"
-    copy_of, swap = _draw_pairs(preset, matching, rng)
+    roles = _draw_roles(preset, matching, rng)
+    copy_of = roles.copy_of
     types = _types(preset)
-    mix = _draw_mix(_reserved(matching, copy_of), types, rng)
-    fixed = _fixed_kinds(matching, copy_of, swap)
+    mix = _draw_mix(_reserved(roles), types, rng)
+    fixed = _fixed_kinds(roles)
     slopes = range(int(types[:, 1].max()) + 1)
     if preset.effects:
         kind = np.stack([_draw_kinds(mix[types[:, 1] == slope], fixed, rng) for slope in slopes])
@@ -232,7 +259,9 @@ def draw_world(preset: Preset, rng: np.random.Generator) -> World:
         dwell_mean=rng.uniform(*DWELL_LOG_MEAN, size=N_STREAMS),
         copy_of=copy_of,
         types=types,
-        swap=swap,
+        swap=roles.swap,
+        turned_on=roles.turned_on,
+        intent=roles.intent,
     )
 
 
@@ -240,15 +269,28 @@ def _random_word(rng: np.random.Generator) -> str:
     return "".join(chr(97 + int(letter)) for letter in rng.integers(26, size=8))
 
 
-def _draw_pairs(preset: Preset, matching: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """copy_of (F,) and swap (0 or 2,): streams that are none of the matching ones."""
+@dataclass(frozen=True)
+class _Roles:
+    """Streams that are more than a drawn kind: fields as in `World`, matching those that act by the item."""
+
+    matching: Ints
+    copy_of: Ints
+    swap: Ints
+    turned_on: Ints
+    intent: Ints
+
+
+def _draw_roles(preset: Preset, matching: Ints, rng: np.random.Generator) -> _Roles:
+    """Every role but the first goes to streams that do not match."""
     copy_of = np.full(N_STREAMS, -1, dtype=np.int64)
     free = np.setdiff1d(np.arange(N_STREAMS), matching)
     if preset.copied_streams:
         drawn = rng.choice(free, size=(2, preset.copied_streams), replace=False)
         copy_of[drawn[1]] = drawn[0]
+    numbers = (2 * preset.swap, int(preset.turn_on), preset.intent_streams)
     none = np.zeros(0, dtype=np.int64)
-    return copy_of, rng.choice(free, size=2, replace=False) if preset.swap else none
+    swap, turned_on, intent = (rng.choice(free, size=n, replace=False) if n else none for n in numbers)
+    return _Roles(matching, copy_of, swap, turned_on, intent)
 
 
 def _types(preset: Preset) -> Ints:
@@ -260,21 +302,23 @@ def _types(preset: Preset) -> Ints:
     return np.stack([number, number], axis=1)
 
 
-def _reserved(matching: Ints, copy_of: Ints) -> dict[int, float]:
+def _reserved(roles: _Roles) -> dict[int, float]:
     """Stream -> share of the events, for streams whose share is planted and not drawn."""
-    shares = {int(stream): MATCH_MIX for stream in matching}
-    for copy in np.flatnonzero(copy_of >= 0):
-        shares |= {int(copy_of[copy]): COPIED_MIX, int(copy): COPIED_MIX * COPY_RATE}
+    shares = {int(stream): MATCH_MIX for stream in roles.matching}
+    shares |= {int(stream): INTENT_MIX for stream in roles.intent}
+    for copy in np.flatnonzero(roles.copy_of >= 0):
+        shares |= {int(roles.copy_of[copy]): COPIED_MIX, int(copy): COPIED_MIX * COPY_RATE}
     return shares
 
 
-def _fixed_kinds(matching: Ints, copy_of: Ints, swap: Ints) -> dict[int, Kind]:
+def _fixed_kinds(roles: _Roles) -> dict[int, Kind]:
     """Stream -> kind, for streams of one kind in every segment."""
-    fixed: dict[int, Kind] = {int(stream): "match" for stream in matching}
-    for copy in np.flatnonzero(copy_of >= 0):
-        fixed |= {int(copy_of[copy]): "strong", int(copy): "copy"}
-    if len(swap):
-        fixed |= {int(swap[0]): "strong", int(swap[1]): "null"}
+    fixed: dict[int, Kind] = {int(stream): "match" for stream in roles.matching}
+    fixed |= {int(stream): "null" for stream in (*roles.turned_on, *roles.intent)}
+    for copy in np.flatnonzero(roles.copy_of >= 0):
+        fixed |= {int(roles.copy_of[copy]): "strong", int(copy): "copy"}
+    if len(roles.swap):
+        fixed |= {int(roles.swap[0]): "strong", int(roles.swap[1]): "null"}
     return fixed
 
 

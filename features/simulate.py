@@ -93,7 +93,7 @@ def simulate(
         write_parquet(
             sim_tables.truth_impressions(drawn.impressions, drawn.truth), folder / "truth_impressions"
         )
-        for name, table in extra_truth(drawn.world, start=start, days=days).items():
+        for name, table in extra_truth(drawn, start=start, days=days).items():
             write_parquet(table, folder / name)
         write_config(
             CONFIG, folder / "dynamix.yaml", comment=f"simulated world {preset}, seed {seed}, {days} days"
@@ -118,13 +118,19 @@ def simulate(
     )
 
 
-def extra_truth(world: World, *, start: date, days: int) -> dict[str, pa.Table]:
+def extra_truth(drawn: Simulation, *, start: date, days: int) -> dict[str, pa.Table]:
     """Truth tables that only some presets have, by name."""
-    tables = {}
+    world, tables = drawn.world, {}
     if len(world.copies):
         tables["truth_copies"] = sim_tables.truth_copies(world)
     if len(world.swap):
         tables["truth_swaps"] = sim_tables.truth_swaps(world, start=start, days=days)
+    if len(world.turned_on):
+        tables["truth_turned_on"] = sim_tables.truth_turned_on(world, start=start, days=days)
+    if len(world.intent):
+        tables["truth_intent"] = sim_tables.truth_intent(world)
+    if world.preset.path_rate:
+        tables["truth_paths"] = sim_tables.truth_paths(drawn.impressions)
     if world.preset.orthogonal:
         tables["truth_types"] = sim_tables.truth_types(world)
     return tables

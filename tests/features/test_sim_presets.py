@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dynamix.features import sim_labels, sim_tables
+from dynamix.features import sim_labels, sim_log, sim_tables
 from dynamix.features import sim_world as W
 from dynamix.features.simulate import Simulation, draw, simulate
 
@@ -135,7 +135,43 @@ def test_two_streams_swap_their_effects_at_mid_world() -> None:
     assert before[~late].any() and not before[late].any()
     assert after[late].any() and not after[~late].any()
     assert after[late].std() == pytest.approx(W.KIND_BETA["strong"], rel=0.01)  # standardised by segment
-    assert drawn.world.swapped().swapped().beta == pytest.approx(drawn.world.beta)
+    assert drawn.world.second_half().second_half().beta == pytest.approx(drawn.world.beta)
+
+
+def test_in_s5_a_null_stream_becomes_strong_in_every_segment_at_mid_world() -> None:
+    drawn = draw(preset="S5", users=400, days=84, seed=1)
+    (stream,) = (int(f) for f in drawn.world.turned_on)
+    later = drawn.world.second_half()
+    assert set(drawn.world.kind[:, stream]) == {"null"} and set(later.kind[:, stream]) == {"strong"}
+    others = np.arange(W.N_STREAMS) != stream
+    assert np.array_equal(later.beta[:, others], drawn.world.beta[:, others])
+    late = drawn.impressions.ts_us >= 42 * W.DAY_MS * 1000
+    acts = contribution(drawn, stream, days=84)
+    assert not acts[~late].any()
+    assert acts[late].std() == pytest.approx(W.KIND_BETA["strong"], rel=0.01)
+
+
+def test_a_log_under_a_mask_lacks_what_it_drops_for_everyone_but_hold_out_users() -> None:
+    drawn = draw(preset="S5", users=300, days=28, seed=2)
+    content, segment = drawn.content, drawn.users.segment
+    holdout = np.arange(300) < 30
+    dropped = np.zeros((W.N_SEGMENTS, W.N_STREAMS), bool)
+    dropped[0, 3] = dropped[1, 5] = True
+    masks = [sim_log.Served(7, 14, dropped), sim_log.Served(14, 21, np.zeros_like(dropped))]
+    gone = sim_log.unlogged(content, segment=segment, holdout=holdout, masks=masks)
+    expected = [
+        7 * W.DAY_MS <= t < 14 * W.DAY_MS and u >= 30 and (int(segment[u]), int(f)) in {(0, 3), (1, 5)}
+        for t, u, f in zip(content.ts_ms, content.user, content.stream, strict=True)
+    ]
+    assert gone.tolist() == expected and gone.any()
+    left, imps = sim_log.thinned(content, drawn.impressions, gone)
+    assert len(left.user) == (~gone).sum() and left.first[-1] == len(left.user)
+    assert (np.repeat(np.arange(300), np.diff(left.first)) == left.user).all()
+    assert np.array_equal(left.ts_ms, content.ts_ms[~gone]) and np.array_equal(left.z, content.z[~gone])
+    on_screen = drawn.impressions.anchor
+    there = ~gone[on_screen]
+    assert np.array_equal(left.ts_ms[imps.anchor[there]], content.ts_ms[on_screen[there]])
+    assert (left.ts_ms[imps.anchor[~there]] != content.ts_ms[on_screen[~there]]).all() and (~there).any()
 
 
 def test_most_users_of_s6_stay_under_the_events_that_a_segment_asks_for() -> None:
@@ -181,18 +217,27 @@ def test_s7_has_habits_censoring_copies_matches_and_cold_users_at_once() -> None
 
 
 @pytest.mark.parametrize(
-    ("preset", "name", "rows"),
-    [("S3", "truth_copies", 2), ("S4", "truth_swaps", 2), ("S9", "truth_types", 6), ("S0", "", 0)],
+    ("preset", "tables"),
+    [
+        ("S3", {"truth_copies": 2}),
+        ("S4", {"truth_swaps": 2}),
+        ("S5", {"truth_turned_on": 1}),
+        ("S9", {"truth_types": 6}),
+        ("S10", {"truth_intent": 2, "truth_paths": None}),
+        ("S0", {}),
+    ],
 )
 def test_what_only_some_presets_plant_has_a_table_of_its_own(
-    tmp_path: Path, preset: str, name: str, rows: int
+    tmp_path: Path, preset: str, tables: dict[str, int | None]
 ) -> None:
     for _ in range(2):  # the second time over the first
         simulate(tmp_path / "world", preset=preset, users=30, days=10, seed=1)
-    extra = {"truth_copies", "truth_swaps", "truth_types"} & {c.name for c in (tmp_path / "world").iterdir()}
-    assert extra == ({name} if name else set())
-    if name:
-        assert pq.read_table(tmp_path / "world" / name).num_rows == rows
+    extra = {c.name for c in (tmp_path / "world").iterdir() if c.name.startswith("truth_")} - {
+        "truth_users", "truth_cells", "truth_segments", "truth_impressions",
+    }  # fmt: skip
+    assert extra == set(tables)
+    for name, rows in tables.items():
+        assert pq.read_table(tmp_path / "world" / name).num_rows == rows or rows is None
 
 
 def test_truth_tables_of_copies_and_swaps_name_both_streams() -> None:
@@ -207,3 +252,96 @@ def test_truth_tables_of_copies_and_swaps_name_both_streams() -> None:
     rows = swaps.to_pylist()
     assert {r["stream"] for r in rows} == {r["takes_over"] for r in rows}
     assert {r["from_ts"].date() for r in rows} == {date(2026, 2, 16)}
+
+
+def test_the_table_of_a_stream_that_turns_on_says_when_and_by_how_much() -> None:
+    world = world_of("S5")
+    (row,) = sim_tables.truth_turned_on(world, start=START, days=84).to_pylist()
+    assert row["stream"] == world.streams[int(world.turned_on[0])] and row["beta"] == 0.5
+    assert row["from_ts"].date() == date(2026, 2, 16)
+
+
+@pytest.fixture(scope="module")
+def intent_world() -> Simulation:
+    return draw(preset="S10", users=1500, seed=1)
+
+
+def test_in_s10_the_intent_of_a_session_moves_dwell_and_label_and_its_streams_do_not_act(
+    intent_world: Simulation,
+) -> None:
+    content, world = intent_world.content, intent_world.world
+    assert set(world.kind[:, world.intent].ravel()) == {"null"}
+    opens = np.flatnonzero(np.diff(content.session, prepend=-1))
+    assert (
+        content.intent == np.repeat(content.intent[opens], np.diff(opens, append=len(content.user)))
+    ).all()
+    own = np.isin(content.stream, world.intent) & ~content.censored
+    other = ~np.isin(content.stream, world.intent) & ~content.censored
+    log = np.log(content.dwell_ms) - world.dwell_mean[content.stream]
+    assert np.polyfit(content.intent[own], log[own], 1)[0] == pytest.approx(W.INTENT_DWELL, abs=0.05)
+    assert np.polyfit(content.intent[other], log[other], 1)[0] == pytest.approx(0.0, abs=0.05)
+    imps, truth = intent_world.impressions, intent_world.truth
+    fixed = sum(
+        part.logit for part in sim_labels.contributions(world, intent_world.users, content, imps, days=42)
+    )
+    credited = truth.p > 0
+    rest = np.log(truth.p[credited] / (1 - truth.p[credited])) - fixed[credited]
+    rest -= intent_world.users.effect[imps.user[credited]]
+    assert np.ptp(rest - W.INTENT_LOG_ODDS * content.intent[imps.anchor[credited]]) == pytest.approx(
+        0, abs=1e-9
+    )
+    assert not contribution(intent_world, int(world.intent[0]), days=42).any()
+
+
+def test_intent_is_within_users_and_not_between_them(intent_world: Simulation) -> None:
+    content = intent_world.content
+    opens = np.flatnonzero(np.diff(content.session, prepend=-1))
+    user, intent = content.user[opens], content.intent[opens]
+    n = np.bincount(user)
+    mean = np.bincount(user, intent) / np.maximum(n, 1)
+    many = n >= 20
+    assert mean[many].std() < 1.2 * np.sqrt(np.mean(1 / n[many]))  # what chance alone leaves
+    assert intent.std() == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_path_is_one_item_on_two_surfaces_within_a_day_and_the_last_touch_has_the_conversion(
+    intent_world: Simulation,
+) -> None:
+    imps, content, truth = intent_world.impressions, intent_world.content, intent_world.truth
+    later = np.flatnonzero(imps.path_from >= 0)
+    first = imps.path_from[later]
+    assert len(np.unique(np.concatenate([later, first]))) == 2 * len(later)
+    for name in ("user", "item"):
+        assert (getattr(imps, name)[later] == getattr(imps, name)[first]).all()
+    gap = imps.ts_us[later] - imps.ts_us[first]
+    assert gap.min() > 0 and gap.max() <= W.ATTRIBUTION_MS * 1000
+    surface = content.stream[imps.anchor] // len(W.TYPES)
+    assert (surface[later] != surface[first]).all()
+    other_session = content.session[imps.anchor[later]] != content.session[imps.anchor[first]]
+    assert 0.1 < other_session.mean() < 0.9 and 0.1 < len(first) / len(imps.user) < 0.3
+    assert not truth.p[first].any() and not truth.label[first].any()
+    assert truth.p[truth.p > 0].mean() == pytest.approx(W.BASE_RATE, abs=1e-6)
+
+    linked = conversions_by_touch(intent_world)
+    matured = intent_world.impressions.ts_us <= 41 * W.DAY_MS * 1000
+    assert {row for row in linked["last"] if matured[row]} == set(np.flatnonzero(truth.label & matured))
+    moved = set(first.tolist()) & linked["first"]
+    assert moved and not moved & linked["last"]
+    assert linked["any"] == linked["first"] | linked["last"]
+
+
+def conversions_by_touch(drawn: Simulation) -> dict[str, set[int]]:
+    """Impressions credited under each setting, by loops: same user and item, at most 24 h before the conversion."""
+    imps, sales = drawn.impressions, drawn.conversions
+    shown: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for row, (user, item, ts) in enumerate(zip(imps.user, imps.item, imps.ts_us, strict=True)):
+        shown.setdefault((int(user), int(item)), []).append((int(ts), row))
+    credited: dict[str, set[int]] = {"first": set(), "last": set(), "any": set()}
+    for user, item, ts in zip(sales.user, sales.item, sales.ts_us, strict=True):
+        near = sorted(
+            (t, row) for t, row in shown[int(user), int(item)] if 0 <= ts - t <= W.ATTRIBUTION_MS * 1000
+        )
+        credited["first"].add(near[0][1])
+        credited["last"].add(near[-1][1])
+        credited["any"] |= {row for _, row in near}
+    return credited
