@@ -35,9 +35,11 @@ from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.frames import held, table_frame
 from dynamix.jobs.heatmap import terminal
 from dynamix.jobs.kinds import kinded_sessions
+from dynamix.jobs.life import Noted, RowsOf, Watched, watch_published, write_watch
 from dynamix.jobs.report_data import cells_from_rows
 from dynamix.segmentation.effects import Effect, effect
 from dynamix.segmentation.given import Rates, fit_given
+from dynamix.segmentation.life import keep_restored
 from dynamix.segmentation.masks import Cell, Check, Protection, Statistics, Verdict, judge
 from dynamix.segmentation.quota import Quota, RecencyStatistics, Spent, quotas
 from dynamix.segmentation.rules import global_verdicts, keep_everything, random_verdicts
@@ -73,12 +75,14 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     ConfigError where `--given champion` finds no scores. Rerunning the same inputs gives the same version.
     """
     given = given or run.config.mask.given
-    measured, result = measure(run, given, *newest_segments(run))
+    segments = newest_segments(run)
+    measured, result = measure(run, given, *segments)
     result.tables["cell_stats"] = _write_stats(run, measured, given)
-    proposed = _decide(run.config, measured)
+    watched = watch_published(run, lambda rows: measure(run, "baseline", *segments, rows=rows)[0].statistics)
+    proposed = _decide(run.config, measured, watched)
     version = _version(run, measured, proposed)
     grid = _grid_rows(run, measured, proposed, version)
-    audit = _audit_rows(proposed, version)
+    audit = _audit_rows(proposed, version, watched.fresh(run.run_date))
     if run.config.mask.rule != "global":
         control = _one_mask(run.config, measured, "control")
         control_version = _version(run, measured, control)
@@ -86,6 +90,7 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
         audit += _audit_rows(control, control_version)
         result.facts["control_version"] = control_version
     _write_masks(run, grid, audit, result)
+    write_watch(run, watched, result)
     own = [row for row in grid if row["mask_version"] == version]
     result.verdicts = {v: sum(r["verdict"] == v for r in own) for v in VERDICTS}
     every = max(_tokens(measured, proposed.verdicts), 1e-12)
@@ -102,8 +107,11 @@ def _protection(config: Config, streams: Sequence[str]) -> Protection:
     return Protection(frozenset(name for name in streams if config.declaration(name).protected))
 
 
-def _decide(config: Config, measured: Measured) -> Decision:
-    """Verdicts and cuts under the configured rule; `random` drops as many tokens as the bound would, by hash."""
+def _decide(config: Config, measured: Measured, watched: Watched) -> Decision:
+    """Verdicts and cuts under the configured rule; `random` drops as many tokens as the bound would, by hash.
+
+    Under the bound, what a watch brought back stays whole.
+    """
     protection = _protection(config, measured.streams)
     rule, statistics = config.mask.rule, measured.statistics
     if rule == "global":
@@ -114,7 +122,9 @@ def _decide(config: Config, measured: Measured) -> Decision:
     if rule == "random":
         drawn = random_verdicts(verdicts, statistics, seed=config.mask.seed, protection=protection)
         return Decision(drawn, {}, "proposed")
-    return Decision(verdicts, _cuts(config, measured.recency, statistics, verdicts), "proposed")
+    verdicts = keep_restored(verdicts, watched.restored)
+    cuts = _cuts(config, measured.recency, statistics, verdicts)
+    return Decision(verdicts, {c: cut for c, cut in cuts.items() if c not in watched.restored}, "proposed")
 
 
 def _one_mask(config: Config, measured: Measured, status: str) -> Decision:
@@ -141,9 +151,10 @@ def _cuts(
 
 
 def measure(
-    run: Run, given: str, segments: DataFrame, version: str, names: Mapping[int, str]
-) -> tuple[Measured, StepResult]:
-    """Statistics of every cell under these segments (rows as in `segments`), with counters of what was read."""
+    run: Run, given: str, segments: DataFrame, version: str, names: Mapping[int, str], *,
+    rows: RowsOf = statistics_rows,
+) -> tuple[Measured, StepResult]:  # fmt: skip
+    """Statistics of every cell under these segments (rows as in `segments`), of what `rows` takes, with counters."""
     spark, config = run.spark, run.config
     events = seen_events(run)
     calendar = cycle_calendar(run, events)
@@ -152,17 +163,17 @@ def measure(
         F.col("baseline_version") == calendar.baseline_version
     )
     listed = {int(r["stream_id"]): str(r["stream"]) for r in streams.select("stream_id", "stream").collect()}
-    labelled = statistics_rows(label_impressions(events, config=config), calendar)
-    rows = held(with_segments(labelled, segments))
+    labelled = rows(label_impressions(events, config=config), calendar)
+    read = held(with_segments(labelled, segments))
     result = StepResult(warnings=list(calendar.lost))
-    _guard(rows, config, calendar, result)
-    prediction, rows = _prediction(run, rows, given, 1 + max(names))
+    _guard(read, config, calendar, result)
+    prediction, read = _prediction(run, read, given, 1 + max(names))
     history = event_columns(events, streams, stats, config, sessions=kinded_sessions(run))
     ids = {name: i for i, name in listed.items()}
     untimed = [i for i, hidden in hidden_attributes(ids, config).items() if "recency" in hidden]
     run.note(f"mask: one scan over the histories of {result.counters['rows_read']} impressions")
     table = cell_sums(
-        history, rows, history=config.history, heads=config.heads(), n_streams=1 + max(listed),
+        history, read, history=config.history, heads=config.heads(), n_streams=1 + max(listed),
         given=prediction, thirds_us=thirds(calendar), run_date_us=since_1970(midnight(run.run_date)),
         lengths=stream_lengths(ids, config), untimed=untimed,
     ).collect()  # fmt: skip
@@ -345,10 +356,11 @@ def _grid_rows(run: Run, measured: Measured, decision: Decision, version: str) -
     return rows
 
 
-def _audit_rows(decision: Decision, version: str) -> list[dict[str, Any]]:
+def _audit_rows(decision: Decision, version: str, more: Sequence[Noted] = ()) -> list[dict[str, Any]]:
     """One row a rule and cell; `older` is the loss of what a cut cell no longer keeps."""
     checks = [(v.segment_id, v.stream, c) for v in decision.verdicts for c in v.checks]
     checks += [(*cell, Check("older", cut.ucb, cut.budget, True)) for cell, cut in decision.cuts.items()]
+    checks += more
     return [
         {"mask_version": version, "segment_id": segment_id, "tier": _TIER, "stream": stream, "rule": c.rule,
          "value": float(c.value), "limit": float(c.limit), "passed": bool(c.passed)}

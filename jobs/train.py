@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dynamix.errors import ConfigError, EnvironmentTrouble
 from dynamix.jobs.arm_rows import ArmRows, build_arms, load_truth, load_version, set_status
 from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.life import obsolete
 from dynamix.models.contest import (
     GLOBAL,
     KEEP_ALL,
@@ -65,7 +66,7 @@ class Decision:
 def train(
     run: Run, *, truth: Path | None = None, tracking_uri: str = "", warm_start: str | None = None
 ) -> StepResult:
-    """Train keep-all, masked and one-mask-for-all on the same rows and seeds, gate, register the winner.
+    """Retire an obsolete mask, train keep-all, masked and one-mask-for-all on the same rows and seeds, gate, register.
 
     Gates read validation rows outside the hold-out; the test part is evaluated once, after them. Writes
     `training_rows`, the statuses of `masks`, and under the run's folder evidence.json, predictions.parquet
@@ -76,6 +77,7 @@ def train(
         raise ConfigError.bad_value("--warm-start", warm_start, "not yet: leave it out, training starts cold")
     config = run.config.train
     registry = Registry(run.warehouse.private, tracking_uri)
+    retired = _retire_obsolete(run)
     arms = build_arms(run)
     contest = hold(
         arms.rows, n_streams=arms.n_streams, n_segments=arms.n_segments, config=config, progress=run.note,
@@ -94,9 +96,20 @@ def train(
     version, alias = _register(run, registry, contest, decision, arms, speed, content, path, folder)
     content = {**content, "model": {"name": RANKER, "version": version.version}, "alias": alias}
     write_evidence(path, content)
-    result.facts |= {"model": version.address, "model_version": version.version, "alias": alias}
+    result.facts |= retired | {"model": version.address, "model_version": version.version, "alias": alias}
     run.note(f"train: {version.address} is {alias}; {decision.ranker.reason}")
     return result
+
+
+def _retire_obsolete(run: Run) -> dict[str, str]:
+    """Retire the published mask where its time is over or the last watch found it harmful: a fact that says why."""
+    found = obsolete(run)
+    if found is None:
+        return {}
+    version, why = found
+    set_status(run, version, "retired")
+    run.note(f"train: {version} is retired, {why}")
+    return {"retired": f"{version} {why}"}
 
 
 def decide(run: Run, contest: Contest, registry: Registry, arms: ArmRows) -> Decision:

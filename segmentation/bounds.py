@@ -80,6 +80,13 @@ class Quadratic:
         c, q, dof = self._scaled
         return c * lower_noncentrality(q, dof)
 
+    def chance(self) -> float:
+        """P(a Q as large as this) where nothing acts, |E s|² = 0; 1 without information."""
+        if self.trace <= 0:
+            return 1.0
+        _, q, dof = self._scaled
+        return float(special.chdtrc(dof, q))
+
 
 def cell_budget(rate: float, delta: float) -> float:
     """ε_cell = ȳ(1−ȳ)δ²/(2H): relative NE that an effect of δ log-odds per SD is worth (docs/method.md A.7)."""

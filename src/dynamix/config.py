@@ -125,6 +125,10 @@ class MaskConfig(Section):
     )
     support: float = Field(2.93, gt=0, description="positives needed = (support/delta)^2 * deff")
     max_censored_share: float = Field(0.5, ge=0, le=1)
+    ttl_days: int = Field(28, ge=1, description="age at which a published mask is retired")
+    window_days: int = Field(
+        7, ge=1, description="a window of the watch over a published mask; two are read at a time"
+    )
     per_tier: bool = False
     seed: int = 0
 
