@@ -5,6 +5,7 @@
 `python -m benchmarks features [--sizes 1000000,5000000,20000000] [--runs 5]` compares engines on both feature tables.
 `python -m benchmarks quality [--rounds 5]` counts the Spark jobs of the quality gate beside those of its first form.
 `python -m benchmarks gates [--presets S0,null] [--seeds 0,1,2,3,4]` holds the statistics against planted truth, no Spark.
+`python -m benchmarks drift [--presets S4,S5,S0] [--seeds 0,1,2,3,4]` watches over a mask in worlds that drift, no Spark.
 `python -m benchmarks increment [--days 30,90] [--per-day 100000]` sets one more day beside a build of everything.
 `python -m benchmarks headline [--presets S1] [--users 3000] [--arms all]` trains masks and their rivals at equal tokens.
 `python -m benchmarks segmenters [--users 20000] [--seeds 2] [--given]` holds the segmenters' contest.
@@ -16,10 +17,21 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import features, gates, headline, increment, kernels, quality, segmenters, summary, worlds
+from benchmarks import (
+    drift,
+    features,
+    gates,
+    headline,
+    increment,
+    kernels,
+    quality,
+    segmenters,
+    summary,
+    worlds,
+)
 
 WHAT = (
-    "worlds", "summary", "kernels", "features", "gates", "quality", "increment", "segmenters", "headline"
+    "worlds", "summary", "kernels", "features", "gates", "drift", "quality", "increment", "segmenters", "headline"
 )  # fmt: skip
 
 
@@ -33,7 +45,7 @@ def main() -> int:
         choices=WHAT,
     )
     parser.add_argument(
-        "--presets", help="default: S0,S8 for worlds, S1 for headline, all that have a gate for gates"
+        "--presets", help="default: S0,S8 for worlds, S1 for headline, all that have a gate for gates, drift"
     )
     parser.add_argument("--users", type=int, help="default 20,000; 3,000 for headline")
     parser.add_argument(
@@ -41,7 +53,9 @@ def main() -> int:
     )
     parser.add_argument("--events", default="50,15,5,1.5", help="mean events a user, for segmenters")
     parser.add_argument("--folder", type=Path, help="where worlds are kept between runs (default: temporary)")
-    parser.add_argument("--settings", default=",".join(gates.SETTINGS), help="of the config, for gates")
+    parser.add_argument(
+        "--settings", default=",".join(gates.SETTINGS), help="of the config, for gates, drift"
+    )
     parser.add_argument(
         "--rounds", type=int, default=9, help="of each cell of the kernels, and of the quality gate"
     )
@@ -97,6 +111,10 @@ def main() -> int:
     if options.what == "gates":
         chosen = options.presets.split(",") if options.presets else list(gates.GATES)
         gates.main(chosen, seeds=seeds, users=options.users, settings=options.settings.split(","))
+        return 0
+    if options.what == "drift":
+        chosen = options.presets.split(",") if options.presets else list(drift.PRESETS)
+        drift.main(chosen, seeds=seeds, settings=options.settings.split(","))
         return 0
     presets = (options.presets or "S0,S8").split(",")
     if options.folder is not None:

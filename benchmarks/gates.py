@@ -140,7 +140,7 @@ GATES: dict[str, tuple[Callable[[Measured], Gate], ...]] = {
     "null-clustered": (type_one, coverage),
 }
 """S1-late asks for unbiased habits alone: its early events dilute every exposure, so weak effects look smaller than
-they are. S7 is reported and has no gate; S4 needs refits in turn, which this harness does not make."""
+they are. S7 is reported and has no gate; S4 and S5 are watched over week by week in benchmarks/drift.py."""
 
 
 # --- the table

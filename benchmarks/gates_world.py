@@ -176,11 +176,21 @@ class Histories:
     blocks: tuple[Block, ...] = field(repr=False)
 
 
-def histories(drawn: Simulation, *, days: int, config: Config) -> Histories:
-    """Kept histories of every mature impression of the statistics period, with true segments."""
-    calendar = world_calendar(days)
+def histories(
+    drawn: Simulation,
+    *,
+    days: int,
+    config: Config,
+    calendar: Calendar | None = None,
+    half: Ints | None = None,
+) -> Histories:
+    """Kept histories of every mature impression of the statistics period, with true segments.
+
+    calendar: that of `days` where none is given; half (U,): of each user, every other one where none is given.
+    """
+    calendar = calendar or world_calendar(days)
     rows = _labelled(drawn, calendar, config)
-    asked = _impressions(drawn, rows)
+    asked = _impressions(drawn, rows, np.arange(len(drawn.users.planned)) % 2 if half is None else half)
     made = []
     dwells = planted_dwells(drawn)  # any would do: which events are kept does not depend on them
     for events, own in _slices(drawn, asked.user):
@@ -228,7 +238,7 @@ def _events_so_far(drawn: Simulation, place: Ints) -> Ints:
     return np.asarray(before - content.first[user], np.int64)
 
 
-def _impressions(drawn: Simulation, rows: Rows) -> ImpressionBlock:
+def _impressions(drawn: Simulation, rows: Rows, half: Ints) -> ImpressionBlock:
     imps = drawn.impressions
     at = rows.place
     surface = drawn.content.stream[imps.anchor[at]] // len(W.TYPES)
@@ -236,7 +246,7 @@ def _impressions(drawn: Simulation, rows: Rows) -> ImpressionBlock:
         {
             "user_id": pa.array(imps.user[at]),
             "segment_id": pa.array(rows.given),
-            "half": pa.array(imps.user[at] % 2),
+            "half": pa.array(half[imps.user[at]]),
             f"label_{HEAD}": pa.array(rows.label.astype(np.float64)),
             "label_expected": pa.array(rows.expected),
             "surface": pa.array(W.SURFACES).take(pa.array(surface)),
