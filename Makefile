@@ -57,8 +57,9 @@ lint: setup .typing ## ruff and mypy --strict
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy -p dynamix
 
-notebooks: demo ## execute every notebook on the demo's warehouse
-	@for page in notebooks/*.py; do echo "$$page"; $(PY) "$$page"; done
+notebooks: demo ## execute every notebook on the demo's warehouse, and write them for Jupyter
+	@$(PY) -c 'import runpy, sys; [(print(page), runpy.run_path(page)) for page in sys.argv[1:]]' notebooks/*.py
+	@$(PY) scripts/notebooks_to_jupyter.py notebooks/*.py --out demo/jupyter
 
 TARGET ?= dev
 bundle: setup ## build the wheel of the Databricks bundle and check the bundle (TARGET=dev, staging or prod)

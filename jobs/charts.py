@@ -8,7 +8,7 @@ All names are escaped. Lengths are SVG units.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -39,6 +39,26 @@ class Dot:
     high: float | None = None
     mark: int = 0
     text: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A value >= 0 of something that has a name; `text` stands behind the bar, by default the value."""
+
+    name: str
+    value: float
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in a plane; low and high are the interval of y."""
+
+    name: str
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -219,6 +239,90 @@ def curve(rates: Sequence[Rate], *, title: str, unit: str, base_rate: float | No
     return _svg(parts, bottom + 36, title)
 
 
+def bars(rows: Sequence[Bar], *, title: str, unit: str) -> str:
+    """Values as bars from zero, one a line, in the order given."""
+    if not rows:
+        return empty(title, "nothing was counted")
+    left, right, top, pitch = 142, 300, 8, 17
+    base = top + pitch * len(rows)
+    high = max(r.value for r in rows) or 1.0
+    parts = []
+    for i, row in enumerate(rows):
+        y = top + pitch * i
+        text = row.text or f"{row.value:,.6g}"
+        parts.append(
+            f"<g><title>{escape(f'{row.name}: {text}')}</title>"
+            f'<text x="138" y="{y + 12}" text-anchor="end">{escape(shorten(row.name, 22))}</text>'
+            f'<rect class="c0" x="{left}" y="{y + 3}" width="{row.value / high * (right - left):.1f}" height="11"/>'
+            f'<text class="small" x="358" y="{y + 12}" text-anchor="end">{escape(text)}</text></g>'
+        )
+    parts.append(_vertical(left, top, base, "axis"))
+    parts += [_tick(left + t / high * (right - left), base, f"{t:,.6g}") for t in ticks(0, high, least=2)]
+    parts.append(_label(unit, (left + right) / 2, base + 30))
+    return _svg(parts, base + 34, title)
+
+
+def series(
+    values: Mapping[str, Sequence[float | None]], places: Sequence[str], *, title: str, unit: str
+) -> str:
+    """Up to four lines over the same named places, in order; marks differ in shape, None has no mark."""
+    known = [v for line in values.values() for v in line if v is not None]
+    if not known:
+        return empty(title, "nothing was counted")
+    left, right, top, bottom = 56, 330, 12 + 15 * len(values), 150 + 15 * len(values)
+    low, high = min(0.0, *known), max(known) or 1.0
+    step = (right - left) / max(1, len(places) - 1)
+
+    def y(value: float) -> float:
+        return bottom - (value - low) / ((high - low) or 1.0) * (bottom - top)
+
+    parts = [_grid_line(left, right, y(t), f"{t:,.6g}") for t in ticks(low, high)]
+    for i, (name, line) in enumerate(values.items()):
+        parts += [_mark(i, left + 6, 15 * i + 8), _key(left + 16, 15 * i + 12, name)]
+        seen = [(left + step * at, v, places[at]) for at, v in enumerate(line) if v is not None]
+        path = " ".join(f"{x:.1f},{y(v):.1f}" for x, v, _ in seen)
+        parts.append(f'<polyline class="path" points="{path}"/>')
+        parts += [
+            f"<g><title>{escape(f'{name}, {place}: {v:,.6g}')}</title>{_mark(i, x, y(v))}</g>"
+            for x, v, place in seen
+        ]
+    every = max(1, math.ceil(len(places) / 5))
+    parts += [_tick(left + step * i, bottom, name) for i, name in enumerate(places) if i % every == 0]
+    parts.append(_label(unit, (left + right) / 2, bottom + 30))
+    return _svg(parts, bottom + 34, title)
+
+
+def plane(points: Sequence[Point], *, title: str, across: str, up: str) -> str:
+    """Named points with intervals; shapes tell them apart. `across` and `up` name the axes with their units."""
+    if not points:
+        return empty(title, "not measured")
+    left, right, top, bottom = 52, 346, 20 + 15 * len(points), 170 + 15 * len(points)
+    xs = _room(min(p.x for p in points), max(p.x for p in points))
+    ys = _room(*(f(v for p in points for v in (p.y, p.low, p.high) if v is not None) for f in (min, max)))
+
+    def at(p: Point, value: float) -> tuple[float, float]:
+        across_share, up_share = (p.x - xs[0]) / (xs[1] - xs[0]), (value - ys[0]) / (ys[1] - ys[0])
+        return left + across_share * (right - left), bottom - up_share * (bottom - top)
+
+    parts = [_grid_line(left, right, at(points[0], t)[1], f"{t:.6g}") for t in ticks(*ys)]
+    for i, p in enumerate(points):
+        x, y = at(p, p.y)
+        between = "" if p.low is None or p.high is None else f", 95 % {p.low:.5g} to {p.high:.5g}"
+        parts += [
+            _mark(i, left + 6, 15 * i + 8),
+            _key(left + 16, 15 * i + 12, f"{p.name}: {p.y:.4f} at {p.x:.1f}"),
+        ]
+        parts.append(f"<g><title>{escape(f'{p.name}: {p.y:.5g} at {p.x:.5g}{between}')}</title>")
+        if p.low is not None and p.high is not None:
+            parts.append(_vertical(x, at(p, p.high)[1], at(p, p.low)[1], "thin"))
+        parts.append(f"{_mark(i, x, y)}</g>")
+    parts += [
+        _tick(left + (t - xs[0]) / (xs[1] - xs[0]) * (right - left), bottom, f"{t:.6g}") for t in ticks(*xs)
+    ]
+    parts.append(_label(f"{up}, over {across}", (left + right) / 2, bottom + 30))
+    return _svg(parts, bottom + 34, title)
+
+
 def empty(title: str, why: str) -> str:
     """A drawing that says why there is none."""
     text = f'<text x="{WIDTH / 2}" y="24" text-anchor="middle">{escape(why)}</text>'
@@ -269,6 +373,10 @@ def _grid_line(left: float, right: float, y: float, text: str) -> str:
 
 def _tick(x: float, y: float, text: str) -> str:
     return f'<text class="small" x="{x:.1f}" y="{y + 13:.1f}" text-anchor="middle">{escape(text)}</text>'
+
+
+def _key(x: float, y: float, text: str) -> str:
+    return f'<text class="small" x="{x:.1f}" y="{y:.1f}">{escape(shorten(text, 46))}</text>'
 
 
 def _label(text: str, x: float, y: float) -> str:

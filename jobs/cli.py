@@ -162,6 +162,7 @@ def _on_warehouse(arguments: Namespace, outcome: Outcome) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     _say(arguments, *str(result.facts.get("text", "")).splitlines())
     _refuse_no_change(arguments, result.verdicts, result.facts)
+    _ask_for_refit(result.facts)
 
 
 def _explain(arguments: Namespace, outcome: Outcome) -> None:
@@ -178,6 +179,13 @@ def _refuse_no_change(arguments: Namespace, verdicts: dict[str, int], facts: dic
         raise GuardError("the mask drops nothing and --require-change was given; see `dynamix power`")
     if getattr(arguments, "require_champion", False) and facts.get("alias") != "champion":
         raise GuardError("no model was promoted and --require-champion was given; see evidence.json")
+
+
+def _ask_for_refit(facts: Mapping[str, Any]) -> None:
+    if facts.get("refit_due"):
+        raise GuardError(
+            f"{facts['answer']} Run `dynamix run` on the newest events (docs/monitor.md says more)"
+        )
 
 
 def _demo(arguments: Namespace, outcome: Outcome) -> None:
@@ -205,6 +213,7 @@ HANDLERS: dict[str, Callable[[Namespace, Outcome], None]] = {
             "report",
             "plan",
             "power",
+            "monitor",
             "audit",
         ),
         _on_warehouse,

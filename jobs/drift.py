@@ -30,7 +30,9 @@ def report_drift(run: Run, events: DataFrame, result: StepResult, *, definition:
     stored = _stored(path, definition)
     later = events.where(F.col("event_date") >= F.lit(stored["until"]).cast("date")) if stored else events
     columns = [column.name for column in EVENTS.columns if column.nullable]
-    now = profile(row.asDict() for row in profile_rows(later, _segments(run), columns=columns).collect())
+    now = profile(
+        row.asDict() for row in profile_rows(later, current_segments(run), columns=columns).collect()
+    )
     if stored is None:
         _store(path, {"definition": definition, "until": str(run.run_date), "run_id": run.run_id}, now)
         result.facts["drift"] = f"these {now.events} events are the baseline"
@@ -55,7 +57,7 @@ def report_drift(run: Run, events: DataFrame, result: StepResult, *, definition:
     result.warnings += [f"drift: {sentence}" for sentence in drifted]
 
 
-def _segments(run: Run) -> DataFrame | None:
+def current_segments(run: Run) -> DataFrame | None:
     """Current segment of every user, None before a first segmentation."""
     if not run.warehouse.exists(run.spark, "segments"):
         return None

@@ -87,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     _warehouse(plan)
     plan.add_argument("--events", help="path or table of raw events")
     _warehouse(verb("power", "which cells these data can decide, and how many more days the rest needs"))
+    _warehouse(verb("monitor", "drift, calibration, NE, mask age, churn: exit 4 when a refit is due"))
     audit = verb(
         "audit", "balance, leakage, and equality of the tables with plain Python on a sample of users"
     )

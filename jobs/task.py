@@ -23,6 +23,8 @@ from dynamix.jobs.settings import resolve_config
 
 CHANGED_CELLS = "changed_cells"
 """Task value of `mask`, read by the condition in resources/daily.yml."""
+REFIT_DUE = "refit_due"
+"""Task value of `monitor`, 1 or 0, read by the condition in resources/monitor.yml."""
 
 
 Cell: TypeAlias = tuple[int, str, str]
@@ -44,8 +46,9 @@ class TaskValues(Protocol):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb with the options of the `dynamix` command; nothing is returned.
 
-    After `mask` the task value `changed_cells` is set where the platform has task values. Raises TaskFailed
-    for every exit code but 0, wrong usage included.
+    After `mask` the task value `changed_cells` is set, after `monitor` the task value `refit_due`, where the platform
+    has task values. Raises TaskFailed for every exit code but 0, wrong usage included; a refit that is due is no
+    failure, though the command ends with 4 then.
     """
     try:
         arguments = build_parser().parse_args(argv)
@@ -54,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise TaskFailed(f"exit code {stopped.code}: wrong usage, see standard error") from None
         return  # --help, --version
     outcome = perform(arguments)
-    if outcome.exit_code:
+    if REFIT_DUE in outcome.facts:
+        _set_value(get_spark(), REFIT_DUE, int(outcome.facts[REFIT_DUE]))
+    elif outcome.exit_code:
         raise TaskFailed(f"dynamix {outcome.verb}: exit code {outcome.exit_code}: {outcome.message}")
     if outcome.verb == "mask":
         spark = get_spark()
@@ -65,13 +70,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         changed = changed_cells(
             masks, str(outcome.facts["mask_version"]), whole=lambda stream: config.declaration(stream).length
         )
-        values = task_values(spark)
-        if values is None:
-            print(
-                f"{CHANGED_CELLS} = {changed}; no task value set: this is no Databricks job", file=sys.stderr
-            )
-        else:
-            values.set(key=CHANGED_CELLS, value=changed)
+        _set_value(spark, CHANGED_CELLS, changed)
+
+
+def _set_value(spark: SparkSession, key: str, value: int) -> None:
+    values = task_values(spark)
+    if values is None:
+        print(f"{key} = {value}; no task value set: this is no Databricks job", file=sys.stderr)
+    else:
+        values.set(key=key, value=value)
 
 
 def changed_cells(masks: DataFrame, version: str, *, whole: Callable[[str], int]) -> int:

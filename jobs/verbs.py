@@ -16,6 +16,7 @@ from dynamix.features.tables import Warehouse
 from dynamix.jobs.audit import audit
 from dynamix.jobs.context import Run, StepResult, new_run_id
 from dynamix.jobs.explain import explain
+from dynamix.jobs.monitor import monitor
 from dynamix.jobs.plan import plan
 from dynamix.jobs.power import power
 from dynamix.jobs.report import report
@@ -73,6 +74,8 @@ def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:
         return report(run, out=arguments.out)
     if verb == "power":
         return power(run)
+    if verb == "monitor":
+        return monitor(run)
     if verb == "audit":
         return audit(run, users=arguments.users, seed=arguments.seed)
     if verb == "explain":

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from dynamix.config import load_config
 from dynamix.errors import ConfigError
 from dynamix.jobs.options import build_parser
-from dynamix.jobs.task import CHANGED_CELLS
+from dynamix.jobs.task import CHANGED_CELLS, REFIT_DUE
 from dynamix.models.registry import RANKER, SEGMENTER
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -58,7 +58,7 @@ TARGET = {
     "git": "branch origin_url",
 }
 """Sections of a target; keys of `workspace` that name an address or a way to sign in are left out on purpose."""
-TASK_VALUES = {"mask": {CHANGED_CELLS}}
+TASK_VALUES = {"mask": {CHANGED_CELLS}, "monitor": {REFIT_DUE}}
 """Verb -> the task values that `dynamix-task` sets after it."""
 PLATFORM_VALUES = {"job.trigger.time.iso_date": "2026-03-01"}
 """Dynamic values in use, with a sample; the platform's list is longer."""
@@ -200,7 +200,9 @@ def references_are_declared(bundle: Bundle) -> Iterator[str]:
             callee = re.fullmatch(r"\$\{resources\.jobs\.(\w+)\.id\}", str(call["job_id"]))
             jobs = {k: j for _, k, j in bundle.resources("jobs")}
             takes = (
-                {p["name"] for p in jobs[callee[1]]["parameters"]} if callee and callee[1] in jobs else set()
+                {p["name"] for p in jobs[callee[1]].get("parameters", [])}
+                if callee and callee[1] in jobs
+                else set()
             )
             for name in sorted(set(call.get("job_parameters", {})) - takes):
                 yield f"{path}: {key}: the called job has no parameter {name}"
@@ -334,7 +336,8 @@ def targets_are_complete(bundle: Bundle) -> Iterator[str]:
         if "name_prefix" in one.get("presets", {}):
             yield f"target {name} has a name_prefix, which would rename the registered models"
         running = sorted(key for key, status in schedules(bundle, name).items() if status != "PAUSED")
-        wanted = ["dynamix_daily", "dynamix_maintenance", "dynamix_refit"] if name == "prod" else []
+        scheduled = ["dynamix_daily", "dynamix_maintenance", "dynamix_monitor", "dynamix_refit"]
+        wanted = scheduled if name == "prod" else []
         if running != wanted:
             yield f"target {name} runs {', '.join(running) or 'nothing'} on schedule"
     if "prod" in targets and bundle.variables("prod").get("train_device") != "cuda":

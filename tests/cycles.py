@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
+import pytest
 from pyspark.sql import SparkSession
 
 from dynamix.config import load_config
@@ -29,3 +32,16 @@ def open_world(
     place = Warehouse(warehouse)
     day = latest_run_date(spark, place, config, str(world))
     return Run(spark, place, config, day, run_id or new_run_id(), quiet=True)
+
+
+def finished_cycle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tests/e2e leaves a copy of its finished warehouse for tests that only read one; workers share the place."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished-cycle"
+
+
+def leave_cycle(warehouse: Path, place: Path) -> None:
+    """Copy the warehouse there, whole or not at all."""
+    draft = place.with_name(f".{place.name}")
+    shutil.copytree(warehouse, draft)
+    draft.rename(place)

@@ -164,6 +164,20 @@ class DriftConfig(Section):
     min_rows: int = Field(500, ge=1, description="fewer rows on either side are not compared")
 
 
+class MonitorConfig(Section):
+    days: int = Field(7, ge=1, description="newest days that are compared: each weekday once")
+    score_days: int = Field(1, ge=1, description="newest days of scored impressions with a known label")
+    mask_age_days: int = Field(21, ge=1, description="an older mask shares no statistics day with a new one")
+    calibration: float = Field(1.2, gt=1, description="factor, either way, by which predictions may be off")
+    ne_rise: float = Field(
+        0.02, gt=0, description="relative rise of NE over training: 20 times what a mask may spend by default"
+    )
+    churn: float = Field(
+        0.2, gt=0, lt=1, description="share of a segment's users; two assignments at 90 % differ by less"
+    )
+    min_positives: int = Field(20, ge=2, description="fewer label-1 rows of a segment are not judged")
+
+
 class PriceConfig(Section):
     currency: str = "EUR"
     per_training_hour: float = Field(0.0, ge=0)
@@ -213,6 +227,7 @@ class Config(Section):
     mask: MaskConfig = MaskConfig()
     train: TrainConfig = TrainConfig()
     drift: DriftConfig = DriftConfig()
+    monitor: MonitorConfig = MonitorConfig()
     prices: PriceConfig = PriceConfig()
 
     @model_validator(mode="after")

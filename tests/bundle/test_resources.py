@@ -85,6 +85,18 @@ def test_training_alone_takes_the_gpu_cluster() -> None:
     assert [name for name, key in keys.items() if key == "gpu"] == ["train"]
 
 
+def test_the_monitor_starts_the_refit_only_where_its_task_value_asks_for_it() -> None:
+    job = BUNDLE.files["resources/monitor.yml"]["resources"]["jobs"]["dynamix_monitor"]
+    monitor, condition, refit = job["tasks"]
+    assert BUNDLE.argv(job, monitor, "prod")[0] == "monitor"
+    asked = condition["condition_task"]
+    assert (asked["op"], asked["left"], asked["right"]) == (
+        "EQUAL_TO", "{{tasks.monitor.values.refit_due}}", "1"
+    )  # fmt: skip
+    assert refit["depends_on"] == [{"task_key": "refit_is_due", "outcome": "true"}]
+    assert refit["run_job_task"] == {"job_id": "${resources.jobs.dynamix_refit.id}"}
+
+
 def test_a_backfill_fills_the_run_date_of_every_step() -> None:
     job = copy.deepcopy(daily(BUNDLE))
     (run_date,) = (p for p in job["parameters"] if p["name"] == "run_date")

@@ -65,6 +65,9 @@ def test_curve_keeps_the_order_of_bins_and_higher_rates_stand_higher() -> None:
         charts.dots([charts.Dot('<b>&"', 1.0, 0.9, 1.1)], title='"<x>', unit="<u>"),
         charts.curve([charts.Rate('<b>&"', 0.1, 0.0, 0.2, 3)], title='"<x>', unit="<u>"),
         charts.forest([], delta=0.1, title='"<x>'),
+        charts.bars([charts.Bar('<b>&"', 1.0)], title='"<x>', unit="<u>"),
+        charts.series({'<b>&"': [1.0]}, ["<i>"], title='"<x>', unit="<u>"),
+        charts.plane([charts.Point('<b>&"', 1.0, 2.0)], title='"<x>', across="<u>", up="<i>"),
     ],
 )
 def test_names_are_escaped_and_the_drawing_is_well_formed(svg: str) -> None:
@@ -75,3 +78,50 @@ def test_names_are_escaped_and_the_drawing_is_well_formed(svg: str) -> None:
 
 def test_a_single_value_without_interval_can_be_drawn() -> None:
     assert "0.9000" in charts.dots([charts.Dot("only", 0.9)], title="t", unit="NE")
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    svg = charts.bars(
+        [charts.Bar("a", 10.0), charts.Bar("b", 5.0), charts.Bar("c", 0.0)], title="t", unit="u"
+    )
+    widths = [float(r.get("width", "")) for r in ElementTree.fromstring(svg).iter("rect")]
+    assert widths[1] == pytest.approx(widths[0] / 2) and widths[2] == 0 < widths[0]
+
+
+def test_a_series_has_one_mark_a_known_value_in_its_order() -> None:
+    lines = {"a": [1.0, None, 3.0], "b": [2.0, 2.0, 2.0]}
+    root = ElementTree.fromstring(charts.series(lines, ["x", "y", "z"], title="t", unit="u"))
+    assert [g.findtext("title") for g in root.iter("g")] == [
+        "a, x: 1", "a, z: 3", "b, x: 2", "b, y: 2", "b, z: 2"
+    ]  # fmt: skip
+    heights = [float(c.get("cy", "")) for g in root.iter("g") for c in g.iter("circle")]
+    assert heights[0] > heights[1]  # larger values stand higher
+    marks = {next(iter(g.iter(shape)), None) is not None for g in root.iter("g") for shape in ("rect",)}
+    assert marks == {True, False}  # shape tells the lines apart
+
+
+def test_a_plane_puts_points_and_their_intervals_where_they_belong() -> None:
+    points = [charts.Point("left", 10.0, 0.9, 0.88, 0.92), charts.Point("right", 30.0, 0.8)]
+    root = ElementTree.fromstring(charts.plane(points, title="t", across="tokens", up="NE"))
+    left, right = list(root.iter("g"))
+    circle = next(left.iter("circle"))
+    square = next(right.iter("rect"))
+    assert float(circle.get("cx", "")) < float(square.get("x", ""))
+    assert float(circle.get("cy", "")) < float(square.get("y", ""))
+    bar = next(left.iter("line"))
+    ends = [float(bar.get(key, "")) for key in ("y1", "y2")]
+    assert sum(ends) / 2 == pytest.approx(float(circle.get("cy", "")), abs=0.1)
+    assert list(right.iter("line")) == []
+
+
+@pytest.mark.parametrize(
+    "svg",
+    [
+        charts.bars([], title="t", unit="u"),
+        charts.series({"a": [None]}, ["x"], title="t", unit="u"),
+        charts.plane([], title="t", across="x", up="y"),
+    ],
+)
+def test_a_drawing_of_nothing_says_so(svg: str) -> None:
+    assert list(ElementTree.fromstring(svg).iter("title")) == []
+    assert "nothing was counted" in svg or "not measured" in svg

@@ -79,6 +79,30 @@ def test_other_verbs_set_nothing(platform: Platform, mask_done: None) -> None:
     assert platform.values == {}
 
 
+@pytest.mark.parametrize("due", [True, False])
+def test_monitor_sets_whether_a_refit_is_due_and_that_is_no_failure(
+    platform: Platform, mask_done: None, monkeypatch: pytest.MonkeyPatch, due: bool
+) -> None:
+    def perform(arguments: Namespace) -> Outcome:
+        return Outcome(verb="monitor", exit_code=4 if due else 0, facts={"refit_due": due})
+
+    monkeypatch.setattr(task, "perform", perform)
+    task.main(["monitor", "--warehouse", "w"])
+    assert platform.values == {"refit_due": int(due)}
+
+
+def test_a_monitor_that_could_not_look_is_a_failure(
+    platform: Platform, mask_done: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def perform(arguments: Namespace) -> Outcome:
+        return Outcome(verb="monitor", exit_code=4, message="table 'events' is not in w")
+
+    monkeypatch.setattr(task, "perform", perform)
+    with pytest.raises(task.TaskFailed, match="exit code 4: table 'events'"):
+        task.main(["monitor", "--warehouse", "w"])
+    assert platform.values == {}
+
+
 def test_away_from_the_platform_the_value_is_said_and_not_set(
     monkeypatch: pytest.MonkeyPatch, mask_done: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
