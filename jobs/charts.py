@@ -249,7 +249,7 @@ def bars(rows: Sequence[Bar], *, title: str, unit: str) -> str:
     parts = []
     for i, row in enumerate(rows):
         y = top + pitch * i
-        text = row.text or f"{row.value:,.6g}"
+        text = row.text or _short(row.value)
         parts.append(
             f"<g><title>{escape(f'{row.name}: {text}')}</title>"
             f'<text x="138" y="{y + 12}" text-anchor="end">{escape(shorten(row.name, 22))}</text>'
@@ -257,7 +257,7 @@ def bars(rows: Sequence[Bar], *, title: str, unit: str) -> str:
             f'<text class="small" x="358" y="{y + 12}" text-anchor="end">{escape(text)}</text></g>'
         )
     parts.append(_vertical(left, top, base, "axis"))
-    parts += [_tick(left + t / high * (right - left), base, f"{t:,.6g}") for t in ticks(0, high, least=2)]
+    parts += [_tick(left + t / high * (right - left), base, _short(t)) for t in ticks(0, high, least=2)]
     parts.append(_label(unit, (left + right) / 2, base + 30))
     return _svg(parts, base + 34, title)
 
@@ -276,17 +276,17 @@ def series(
     def y(value: float) -> float:
         return bottom - (value - low) / ((high - low) or 1.0) * (bottom - top)
 
-    parts = [_grid_line(left, right, y(t), f"{t:,.6g}") for t in ticks(low, high)]
+    parts = [_grid_line(left, right, y(t), _short(t)) for t in ticks(low, high)]
     for i, (name, line) in enumerate(values.items()):
         parts += [_mark(i, left + 6, 15 * i + 8), _key(left + 16, 15 * i + 12, name)]
         seen = [(left + step * at, v, places[at]) for at, v in enumerate(line) if v is not None]
         path = " ".join(f"{x:.1f},{y(v):.1f}" for x, v, _ in seen)
         parts.append(f'<polyline class="path" points="{path}"/>')
         parts += [
-            f"<g><title>{escape(f'{name}, {place}: {v:,.6g}')}</title>{_mark(i, x, y(v))}</g>"
+            f"<g><title>{escape(f'{name}, {place}: {_short(v)}')}</title>{_mark(i, x, y(v))}</g>"
             for x, v, place in seen
         ]
-    every = max(1, math.ceil(len(places) / 5))
+    every = max(1, math.ceil(len(places) / 4))
     parts += [_tick(left + step * i, bottom, name) for i, name in enumerate(places) if i % every == 0]
     parts.append(_label(unit, (left + right) / 2, bottom + 30))
     return _svg(parts, bottom + 34, title)
@@ -373,6 +373,10 @@ def _grid_line(left: float, right: float, y: float, text: str) -> str:
 
 def _tick(x: float, y: float, text: str) -> str:
     return f'<text class="small" x="{x:.1f}" y="{y + 13:.1f}" text-anchor="middle">{escape(text)}</text>'
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _key(x: float, y: float, text: str) -> str:

@@ -224,7 +224,9 @@ def trained_ne(private: Path, model_version: str) -> dict[tuple[str, int], float
             continue
         if str(_inner(told, "model").get("version")) != model_version:
             continue
-        arm = next((a for a in told.get("arms", []) if a.get("arm") == told.get("winner")), {})
+        arm: Mapping[str, Any] = next(
+            (a for a in told.get("arms", []) if a.get("arm") == told.get("winner")), {}
+        )
         return {
             (label, int(segment)): float(value)
             for label, found in _inner(arm, "heads").items()

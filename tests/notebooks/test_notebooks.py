@@ -277,3 +277,12 @@ def test_the_training_page_trains_where_it_is_asked_to_or_evidence_is_missing(
     monkeypatch.setattr(steps, "execute", execute)
     run_page("06", Platform(warehouse=str(warehouse), retrain=choice), spark)
     assert asked == [("train", False)] * trained
+
+
+@pytest.mark.spark
+def test_the_page_of_your_own_in_the_documentation_runs(spark: SparkSession, warehouse: Path) -> None:
+    text = (PROJECT / "docs" / "notebooks.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
+    platform = Platform()
+    exec(code.replace('"W"', repr(str(warehouse))), platform.names(spark))
+    assert len(platform.frames) == 1 and marks(platform.pages[0]) == platform.frames[0].count() > 3
