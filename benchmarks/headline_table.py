@@ -127,7 +127,7 @@ def table(
     first = speeds[lines[0]["arm"]]
     everything = lines[0]["tokens"]
     found = [
-        "| arm | tokens a row | share | NE | ΔNE % to all events | ours to it, ΔNE % | training rows/s "
+        "| arm | tokens a row (test) | share | NE | ΔNE % to all events | ours to it, ΔNE % | training rows/s "
         "| inference rows/s |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -140,7 +140,7 @@ def table(
         beside = interval(other["delta_ne_pct"], other["low"], other["high"]) if other else ""
         delta = interval(x["delta"], x["low"], x["high"]) if x is not lines[0] else "0"
         found.append(
-            f"| {says[x['arm']]} | {x['tokens']:.1f} | {x['tokens'] / everything:.3f} | {x['ne']:.5f} | {delta} | "
+            f"| {says[x['arm']]} | {x['tokens']:.1f} ({x['tokens_test']:.1f}) | {x['tokens'] / everything:.3f} | {x['ne']:.5f} | {delta} | "
             f"{beside} | {' | '.join(rates)} |"
         )
     return found

@@ -133,7 +133,7 @@ def test_a_better_arm_has_less_ne_and_ours_is_set_beside_it(world: HeadlineWorld
         n: {"train_rows_per_s": r, "infer_rows_per_s": 3 * r} for n, r in (("all", 100.0), ("ours", 150.0))
     }
     shown = table(lines, speeds, {"all": "all events", "ours": "ours, removal"})
-    assert "| 4.0 | 0.500 |" in shown[3] and "150 (1.50x) | 450 (1.50x)" in shown[3]
+    assert "| 4.0 (4.0) | 0.500 |" in shown[3] and "150 (1.50x) | 450 (1.50x)" in shown[3]
     (said,) = worth_lines(
         world, {"all": blank, "ours": good}, pairs=[("worth", "ours", "all"), ("x", "ours", "tier")]
     )
