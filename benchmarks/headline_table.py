@@ -139,9 +139,9 @@ def table(
         )
         beside = interval(other["delta_ne_pct"], other["low"], other["high"]) if other else ""
         delta = interval(x["delta"], x["low"], x["high"]) if x is not lines[0] else "0"
+        cost = f"{x['tokens']:.1f} ({x['tokens_test']:.1f}) | {x['tokens'] / everything:.3f}"
         found.append(
-            f"| {says[x['arm']]} | {x['tokens']:.1f} ({x['tokens_test']:.1f}) | {x['tokens'] / everything:.3f} | {x['ne']:.5f} | {delta} | "
-            f"{beside} | {' | '.join(rates)} |"
+            f"| {says[x['arm']]} | {cost} | {x['ne']:.5f} | {delta} | {beside} | {' | '.join(rates)} |"
         )
     return found
 
