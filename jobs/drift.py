@@ -11,7 +11,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from dynamix.contracts import EVENTS
+from dynamix.contracts import EVENTS, SEGMENTS
 from dynamix.features.drift import Profile, compare, profile, profile_rows
 from dynamix.jobs.context import Run, StepResult
 
@@ -57,11 +57,18 @@ def report_drift(run: Run, events: DataFrame, result: StepResult, *, definition:
     result.warnings += [f"drift: {sentence}" for sentence in drifted]
 
 
+def current_users(run: Run) -> DataFrame:
+    """Open rows of `segments` in its newest version: every user's current segment and tier, one row each."""
+    segments = run.warehouse.read(run.spark, SEGMENTS.name)
+    newest = F.broadcast(segments.agg(F.max("segment_version").alias("segment_version")))
+    return segments.where("valid_to IS NULL").join(newest, "segment_version")
+
+
 def current_segments(run: Run) -> DataFrame | None:
-    """Current segment of every user, None before a first segmentation."""
-    if not run.warehouse.exists(run.spark, "segments"):
+    """Current segment of every user (`user_id, segment_id`), None before a first segmentation."""
+    if not run.warehouse.exists(run.spark, SEGMENTS.name):
         return None
-    return run.warehouse.read(run.spark, "segments").where("valid_to IS NULL").select("user_id", "segment_id")
+    return current_users(run).select("user_id", "segment_id")
 
 
 def _stored(path: Path, definition: str) -> dict[str, Any] | None:

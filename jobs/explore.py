@@ -10,14 +10,15 @@ import json
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from dynamix.contracts import EBF_SESSION, EBF_SURFACE, EVENTS_QUARANTINE, SEGMENTS
+from dynamix.contracts import EBF_SESSION, EBF_SURFACE, EVENTS_QUARANTINE
 from dynamix.features.events import stream_name
 from dynamix.jobs.context import Run
+from dynamix.jobs.drift import current_users
 from dynamix.jobs.features import seen_events
 from dynamix.jobs.monitor import past_answers
 from dynamix.jobs.monitor_rules import PARTS
 from dynamix.jobs.receipt import cell_weights
-from dynamix.jobs.report_data import ReportData, fits, parse_evidence
+from dynamix.jobs.report_data import ReportData, fits, number, parse_evidence
 from dynamix.models.metrics import NeState
 from dynamix.models.registry import ALIASES, RANKER, SEGMENTER, Registry, find
 
@@ -208,26 +209,29 @@ def past_checks(run: Run) -> DataFrame:
 
 
 def scored_segments(run: Run) -> DataFrame:
-    """Calibration and NE per label and segment of the scores that the newest answer of `monitor` looked at."""
+    """Calibration and NE per label and segment of the scores that the newest answer of `monitor` looked at.
+
+    NULL where only one class is there.
+    """
     answers = past_answers(run.warehouse.private)
     rows = []
     for one in answers[-1]["scored"] if answers else []:
         state = NeState(**{part: one[part] for part in PARTS})
         where = f"{one['label']} {one['segment_id']}"
         rows.append(
-            (where, int(state.n), int(state.positives), state.calibration, state.ne, one["trained_ne"])
+            (
+                where,
+                int(state.n),
+                int(state.positives),
+                number(state.calibration),
+                number(state.ne),
+                one["trained_ne"],
+            )
         )
     return run.spark.createDataFrame(
         rows,
         "label_and_segment string, rows long, positives long, calibration double, ne double, ne_at_training double",
     )
-
-
-def current_users(run: Run) -> DataFrame:
-    """Open rows of `segments` in its newest version: every user's current segment and tier."""
-    segments = run.warehouse.read(run.spark, SEGMENTS.name)
-    newest = F.broadcast(segments.agg(F.max("segment_version").alias("segment_version")))
-    return segments.where("valid_to IS NULL").join(newest, "segment_version")
 
 
 def _sessions(run: Run) -> DataFrame:
