@@ -252,7 +252,7 @@ def bars(rows: Sequence[Bar], *, title: str, unit: str) -> str:
         text = row.text or _short(row.value)
         parts.append(
             f"<g><title>{escape(f'{row.name}: {text}')}</title>"
-            f'<text x="138" y="{y + 12}" text-anchor="end">{escape(shorten(row.name, 22))}</text>'
+            f'<text x="138" y="{y + 12}" text-anchor="end">{escape(shorten(row.name, 20))}</text>'
             f'<rect class="c0" x="{left}" y="{y + 3}" width="{row.value / high * (right - left):.1f}" height="11"/>'
             f'<text class="small" x="358" y="{y + 12}" text-anchor="end">{escape(text)}</text></g>'
         )

@@ -114,8 +114,8 @@ def checks(found: StepResult) -> Shown:
     ]
     answer, text = str(found.facts["answer"]), str(found.facts["text"])
     svg = charts.bars(rows, title=answer, unit="value over its limit: above 1 a refit is due")
-    said = "".join(f"<li>{escape(line)}</li>" for line in text.splitlines())
-    return Shown(answer, f"{_figure(svg)}<ul>{said}</ul>", text)
+    said = "".join(f"<li>{escape(line)}</li>" for line in text.splitlines()[:-1])
+    return Shown(answer, f"{_figure(svg)}<ul>{said}</ul>", "\n".join(text.splitlines()[:-1]))
 
 
 def _rows(frame: DataFrame, *columns: str) -> list[dict[str, Any]]:
