@@ -23,12 +23,13 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 
 from dynamix.contracts import Table
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError, InputError
+from dynamix.features.spark_settings import session_settings
 
 WRITERS = {
     "events": "ingest", "events_quarantine": "ingest", "streams": "features", "ebf_session": "features",
     "ebf_surface": "features", "user_stats": "features", "segments": "segment", "segment_registry": "segment",
     "cell_stats": "mask", "masks": "mask", "mask_audit": "mask", "training_rows": "train", "scores": "score",
-    "run_log": "run",
+    "run_log": "run", "opt_out": "ingest",
 }  # fmt: skip
 _CONFLICTS = ("ConcurrentAppend", "ConcurrentWrite", "ConcurrentDelete", "ProtocolChanged", "MetadataChanged")
 _MAINTENANCE = (
@@ -40,6 +41,8 @@ _MAINTENANCE = (
     "CREATE TABLE",
 )
 _TRIES = 5
+REDACTED = "dynamix.redacted_before"
+"""Table property: versions before this one held users who were forgotten since (docs/privacy.md)."""
 
 commit_hooks: list[Callable[[str, str], None]] = []
 """Called with (`before`|`after`, table) around every commit; empty outside the crash tests."""
@@ -66,11 +69,20 @@ class Warehouse:
         return (self.root / name / "_delta_log").is_dir() and DeltaTable.isDeltaTable(spark, self.path(name))
 
     def read(self, spark: SparkSession, name: str, *, version: int | None = None) -> DataFrame:
-        """The table's newest rows, or those of a pinned version. GuardError names the verb that writes it."""
+        """The table's newest rows, or those of a pinned version. GuardError names the verb that writes it.
+
+        EnvironmentTrouble (exit 5) for a version that is redacted, since users were forgotten after it.
+        """
         if not self.exists(spark, name):
             raise GuardError(f"table {name!r} is not in {self.root}; run `dynamix {WRITERS[name]}` first")
         reader = spark.read.format("delta")
         if version is not None:
+            first = self.redacted_before(spark, name)
+            if version < first:
+                raise EnvironmentTrouble(
+                    f"table {name!r} version {version} is redacted: users in it were forgotten; versions from {first} on "
+                    "can be read: run the step that asks for it again, so that the pin moves on"
+                )
             reader = reader.option("versionAsOf", version)
         return reader.load(self.path(name))
 
@@ -167,6 +179,46 @@ class Warehouse:
         detail = DeltaTable.forPath(spark, self.path(name)).detail().select("properties").collect()
         return dict(detail[0]["properties"])
 
+    def redacted_before(self, spark: SparkSession, name: str) -> int:
+        """The first version that can be read since users were forgotten, 0 where nobody was."""
+        return int(self._properties(spark, name).get(REDACTED, 0)) if self.exists(spark, name) else 0
+
+    def redact(
+        self, spark: SparkSession, name: str, *, before: int, metadata: Mapping[str, object] | None = None
+    ) -> None:
+        """Refuse all versions before `before` from now on; the commit carries `metadata`."""
+        note = {"spark.databricks.delta.commitInfo.userMetadata": json.dumps(metadata, default=str)}
+        with session_settings(spark, note if metadata else {}):
+            _commit(
+                name,
+                lambda: spark.sql(
+                    f"ALTER TABLE {self._sql(name)} SET TBLPROPERTIES ('{REDACTED}' = '{before}')"
+                ),
+            )
+
+    def erase(self, spark: SparkSession, name: str, keys: DataFrame) -> None:
+        """Delete the rows that agree with a row of `keys`, whose rows are distinct, in all columns of `keys`.
+
+        A MERGE: the predicate of a DELETE, with the ids in it, would stand in the log for good.
+        """
+        same = " AND ".join(f"t.`{column}` = k.`{column}`" for column in keys.columns)
+        table = DeltaTable.forPath(spark, self.path(name)).alias("t")
+        _commit(name, lambda: table.merge(keys.alias("k"), same).whenMatchedDelete().execute())
+
+    def apply_vectors(self, spark: SparkSession, name: str) -> None:
+        """Write files anew from which a deletion vector only hides rows."""
+        _commit(name, lambda: spark.sql(f"REORG TABLE {self._sql(name)} APPLY (PURGE)"))
+
+    def purge(self, spark: SparkSession, name: str, inventory: DataFrame) -> None:
+        """Delete the files of `inventory` (VACUUM's columns) for good, except what the newest version needs."""
+        inventory.createOrReplaceTempView("dynamix_inventory")
+        listed = "USING INVENTORY (SELECT * FROM dynamix_inventory) RETAIN 0 HOURS"
+        with session_settings(spark, {"spark.databricks.delta.retentionDurationCheck.enabled": "false"}):
+            _commit(name, lambda: spark.sql(f"VACUUM {self._sql(name)} {listed}"))
+
+    def _sql(self, name: str) -> str:
+        return "delta.`" + self.path(name).replace("`", "``") + "`"
+
     def drop(self, name: str) -> None:
         """Remove the table's folder; only `--rebuild` does this."""
         import shutil
@@ -208,12 +260,7 @@ class Warehouse:
             writer = writer.option("replaceWhere", where)
         if metadata:
             writer = writer.option("userMetadata", json.dumps(metadata, sort_keys=True, default=str))
-        for hook in commit_hooks:
-            hook("before", table.name)
-        with disk_full_is_said(table.name):
-            _retry(lambda: writer.save(self.path(table.name)))
-        for hook in commit_hooks:
-            hook("after", table.name)
+        _commit(table.name, lambda: writer.save(self.path(table.name)))
         version = self.version(spark, table.name)
         assert version is not None  # just written; for the type checker
         return version
@@ -230,26 +277,27 @@ class Warehouse:
         schema = _schema(spark, table)
         return frame.select([F.col(f"`{f.name}`").cast(f.dataType).alias(f.name) for f in schema.fields])
 
-    def files(self, spark: SparkSession, name: str, *, version: int, where: str) -> list[str]:
-        """Absolute Parquet paths that hold the rows of `where` at a pinned version, sorted.
+    def files(self, spark: SparkSession, name: str, *, version: int | None, where: str) -> list[str]:
+        """Absolute Parquet paths that hold the rows of `where` at a pinned version (None: the newest), sorted.
 
         `where` may name partition columns only. EnvironmentTrouble (exit 5) if the pin is gone (fault 27).
         """
+        named = "newest version" if version is None else f"version {version}"
         try:
             frame = self.read(spark, name, version=version).where(where)
             urls = frame.inputFiles()
-        except GuardError:
+        except (GuardError, EnvironmentTrouble):
             raise
         except Exception as trouble:
             raise EnvironmentTrouble(
-                f"table {name!r} version {version} cannot be read ({type(trouble).__name__}); it was vacuumed "
+                f"table {name!r} {named} cannot be read ({type(trouble).__name__}); it was vacuumed "
                 "or its log is damaged: rerun the step that writes it"
             ) from trouble
         paths = sorted(_local_path(url) for url in urls)
         gone = [path for path in paths if not Path(path).exists()]
         if gone:
             raise EnvironmentTrouble(
-                f"table {name!r} version {version} is gone: {len(gone)} of {len(paths)} files were vacuumed; "
+                f"table {name!r} {named} is gone: {len(gone)} of {len(paths)} files were vacuumed; "
                 "rerun the step that writes it"
             )
         return paths
@@ -310,6 +358,15 @@ def _local_path(url: str) -> str:
     from urllib.parse import unquote, urlparse
 
     return unquote(urlparse(url).path) if url.startswith("file:") else unquote(url)
+
+
+def _commit(name: str, action: Callable[[], object]) -> None:
+    for hook in commit_hooks:
+        hook("before", name)
+    with disk_full_is_said(name):
+        _retry(action)
+    for hook in commit_hooks:
+        hook("after", name)
 
 
 def _retry(action: Callable[[], object]) -> None:

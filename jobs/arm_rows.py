@@ -12,6 +12,7 @@ import pyarrow.dataset as pads
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from dynamix.config import Config
 from dynamix.contracts import COLD_SEGMENT, MASKS, TRAINING_ROWS
 from dynamix.errors import ConfigError, GuardError
 from dynamix.features.calendar import Calendar
@@ -105,7 +106,7 @@ def build_arms(run: Run) -> ArmRows:
         for arm, version in versions.items()
         if arm != GLOBAL
     }
-    scales = stream_scales(streams)
+    scales = stream_scales(streams, config=run.config)
     cells = {v: grid_cells(mask_rows(run, v)) for arm, v in versions.items() if arm != KEEP_ALL}
     if GLOBAL in versions:
         control = versions[GLOBAL]
@@ -201,15 +202,17 @@ def load_truth(truth: Path | None) -> dict[str, np.ndarray[Any, Any]]:
     return {"impression_hash": ids[order], "p": table["p"].to_numpy()[order]}
 
 
-def stream_scales(streams: DataFrame) -> dict[str, StreamScale]:
-    """Id and dwell scale of every stream by name."""
+def stream_scales(streams: DataFrame, *, config: Config | None = None) -> dict[str, StreamScale]:
+    """Id and dwell scale of every stream by name; with a config, which of them never segment because it says so."""
     rows = streams.select("stream_id", "stream", "is_conversion", "has_dwell", "mu", "sigma").collect()
     return {
         str(r["stream"]): StreamScale(
             int(r["stream_id"]),
             float(r["mu"]) if r["has_dwell"] and r["mu"] is not None else None,
             float(r["sigma"]) if r["has_dwell"] and r["sigma"] is not None else None,
-            bool(r["is_conversion"]),
+            bool(
+                r["is_conversion"] or (config is not None and config.declaration(str(r["stream"])).sensitive)
+            ),
         )
         for r in rows
     }

@@ -29,6 +29,7 @@ from dynamix.jobs.audit_rows import as_logged, compared, plain_rows
 from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import cycle_calendar, seen_events
+from dynamix.jobs.opt_out import without_opted_out
 
 USERS = 200
 MAX_EVENTS = 20_000
@@ -126,7 +127,7 @@ def _all_users(run: Run) -> DataFrame:
         if run.warehouse.exists(run.spark, name):
             own = run.warehouse.read(run.spark, name).select("user_id").distinct()
             found = found.unionByName(own.withColumn("n", F.lit(0)))
-    return found
+    return without_opted_out(run, found)
 
 
 def _of(run: Run, table: str, users: Iterable[str]) -> DataFrame:

@@ -74,6 +74,12 @@ class Mark:
     since: date | None
     quarantine: int
     baseline: Baseline
+    doubt: int = 0
+    """So many of `rows` and `rows_new` may be copies of users who were forgotten since (jobs/recount.py)."""
+
+    def agrees(self, behind: int, rows: int) -> bool:
+        """True where a source with `behind` rows can be the one of which `rows` were read."""
+        return behind == rows or (0 < behind < rows and rows - behind <= self.doubt)
 
     def note(self) -> dict[str, object]:
         return {"state": asdict(self)}
@@ -105,4 +111,5 @@ def stored_mark(warehouse: Warehouse) -> Mark | None:
         date.fromisoformat(since) if since else None,
         int(tree["quarantine"]),
         baseline,
+        int(tree.get("doubt", 0)),  # commits of before `forget` have none
     )

@@ -215,6 +215,7 @@ HANDLERS: dict[str, Callable[[Namespace, Outcome], None]] = {
             "power",
             "monitor",
             "audit",
+            "forget",
         ),
         _on_warehouse,
     ),

@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 from dynamix.contracts import EVENTS, SEGMENTS
 from dynamix.features.drift import Profile, compare, profile, profile_rows
 from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.opt_out import without_opted_out
 
 BASELINE = "baseline-events.json"
 
@@ -26,6 +27,7 @@ def report_drift(run: Run, events: DataFrame, result: StepResult, *, definition:
     with itself. Segments enter the baseline at the first write that finds a segmentation. Writes `drift.json` and
     `drift.txt` into the run's folder. Two Spark jobs.
     """
+    events = without_opted_out(run, events)
     path = run.warehouse.private / BASELINE
     stored = _stored(path, definition)
     later = events.where(F.col("event_date") >= F.lit(stored["until"]).cast("date")) if stored else events

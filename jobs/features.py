@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dynamix.config import FEATURE_SECTIONS
-from dynamix.contracts import EBF_SESSION, EBF_SURFACE, EVENTS, STREAMS, USER_STATS, Table
+from dynamix.contracts import EBF_SESSION, EBF_SURFACE, EVENTS, OPT_OUT, STREAMS, USER_STATS, Table
 from dynamix.errors import GuardError
 from dynamix.features.baseline import add_streams, add_users, fit_streams, user_stats
 from dynamix.features.calendar import Calendar, build_calendar, instant_sql, midnight
@@ -28,7 +28,8 @@ from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.frames import held
 from dynamix.jobs.kinds import cycle_kinds, kinded_sessions, with_kinds
-from dynamix.jobs.run_log import source_hash
+from dynamix.jobs.opt_out import without_opted_out
+from dynamix.jobs.run_log import content_id, source_hash
 
 _DAY = timedelta(days=1)
 FEATURE_TABLES = (STREAMS, USER_STATS, EBF_SESSION, EBF_SURFACE)
@@ -91,7 +92,13 @@ def feature_inputs(run: Run) -> Inputs:
     calendar = cycle_calendar(run, events)
     version = run.warehouse.data_version(run.spark, EVENTS.name)
     config = run.config.digest(*FEATURE_SECTIONS)
-    agreed = {"baseline_version": calendar.baseline_version, "config": config, "code": source_hash()}
+    opted_out = content_id(run.spark, run.warehouse, OPT_OUT.name)
+    agreed = {
+        "baseline_version": calendar.baseline_version,
+        "config": config,
+        "code": source_hash(),
+        "opt_out": opted_out,
+    }
     return Inputs(events, version, calendar, agreed)
 
 
@@ -111,9 +118,9 @@ def dirty_days(run: Run, table: Table, inputs: Inputs) -> list[date] | None:
 
 
 def seen_events(run: Run) -> DataFrame:
-    """Events with event_ts and ingest_ts before the run date 00:00 UTC."""
+    """Events with event_ts and ingest_ts before the run date 00:00 UTC, of users who did not opt out."""
     end = F.expr(instant_sql(midnight(run.run_date)))
-    events = run.warehouse.read(run.spark, "events")
+    events = without_opted_out(run, run.warehouse.read(run.spark, "events"))
     # the day is implied, and named because files are skipped by it
     return events.where(
         (F.col("event_date") < F.lit(run.run_date)) & (F.col("event_ts") < end) & (F.col("ingest_ts") < end)

@@ -46,7 +46,7 @@ def choose_reading(run: Run, raw: DataFrame, mark: Mark | None, *, rebuild: bool
     if rebuild or mark is None:
         return Reading(None, "--rebuild" if rebuild else "no events stored yet")
     behind = rows_behind(raw, mark.until, run.config)
-    if behind == mark.rows:
+    if mark.agrees(behind, mark.rows):
         return _whole_source(run, mark)
     if behind > mark.rows:
         more = behind - mark.rows
@@ -54,7 +54,7 @@ def choose_reading(run: Run, raw: DataFrame, mark: Mark | None, *, rebuild: bool
     if behind == 0 and run.run_date > mark.until:
         return Reading(mark.until, f"a chunk that begins at or after {mark.until}", chunk=True)
     again = mark.since is not None and rows_behind(raw, mark.since, run.config) == 0
-    if again and behind == mark.rows_new and run.run_date == mark.until:
+    if again and mark.agrees(behind, mark.rows_new) and run.run_date == mark.until:
         return Reading(mark.since, f"this chunk is in the table already, up to {mark.until}", nothing=True)
     raise GuardError(
         f"the source holds {behind} of the {mark.rows} rows that were read before {mark.until}; a build from it "

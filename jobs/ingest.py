@@ -25,7 +25,7 @@ from dynamix.features.imputed import (
 )
 from dynamix.features.instants import seen_since
 from dynamix.features.quality import gate, load_early
-from dynamix.features.raw import read_raw, unread_columns
+from dynamix.features.raw import unread_columns
 from dynamix.features.sessions import assign_sessions
 from dynamix.jobs.baseline import Baseline, Mark, stored_mark
 from dynamix.jobs.context import Run, StepResult
@@ -41,6 +41,8 @@ from dynamix.jobs.increment import (
     partitions_with,
     untimed_before,
 )
+from dynamix.jobs.opt_out import without_opted_out
+from dynamix.jobs.raw_rows import RawRows, open_raw
 from dynamix.jobs.tally import Source, Tally, balance_line, refuse_bad_source, tally_rows, without_untimed
 
 HOT_USER_SHARE = 0.1
@@ -58,8 +60,10 @@ def ingest(run: Run, *, events: str, allow_empty: bool = False, rebuild: bool = 
     """
     definition = run.config.digest(*DEFINITION_SECTIONS)
     _same_definition(run, definition, rebuild=rebuild)
-    raw = read_raw(run.spark, events, config=run.config)
+    opened = open_raw(run, events)
+    raw = opened.rows
     result = StepResult(warnings=_unread_warning(raw, run.config))
+    _count_forgotten(run, opened, result)
     load_early()
     mark = None if rebuild else stored_mark(run.warehouse)
     reading = choose_reading(run, raw, mark, rebuild=rebuild)
@@ -148,7 +152,7 @@ def _fit_baseline(run: Run, settled: DataFrame, tally: Tally, result: StepResult
     if tally.first_event is None:
         return None
     calendar = build_calendar(run.run_date, first_event=tally.first_event, days=run.config.calendar.days)
-    window = settled.where(calendar.baseline.sql("event_ts"))
+    window = without_opted_out(run, settled).where(calendar.baseline.sql("event_ts"))
     share = run.config.dwell.imputed_share
     often = frequent_last_dwells(window, share=share).collect()
     found = find_imputed(
@@ -257,8 +261,17 @@ class Written:
         """State of the table once these rows are in it."""
         timed, kept, out = self.tally.timed, self.tally.kept, self.tally.quarantined
         old = (self.before.rows, self.before.kept, self.before.quarantined) if self.before else (0, 0, 0)
+        doubt = self.before.doubt if self.before else 0
         return Mark(
-            run_date, old[0] + timed, old[1] + kept, old[2] + out, timed, self.since, quarantine, baseline
+            run_date,
+            old[0] + timed,
+            old[1] + kept,
+            old[2] + out,
+            timed,
+            self.since,
+            quarantine,
+            baseline,
+            doubt,
         )
 
 
@@ -289,6 +302,16 @@ def _same_definition(run: Run, definition: str, *, rebuild: bool) -> None:
         stored = run.warehouse.definition(run.spark, table.name)
         if stored and stored != definition and not rebuild:
             raise ConfigError.other_definition(table.name, stored, definition)
+
+
+def _count_forgotten(run: Run, opened: RawRows, result: StepResult) -> None:
+    """How many rows of forgotten users the source still has: they count as not read."""
+    if opened.forgotten is None:
+        return
+    left_out = opened.forgotten.count()
+    result.counters["rows_forgotten"] = left_out
+    if left_out:
+        run.note(f"ingest: {left_out} rows of forgotten users left out")
 
 
 def _unread_warning(raw: DataFrame, config: Config) -> list[str]:

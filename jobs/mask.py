@@ -37,6 +37,7 @@ from dynamix.jobs.heatmap import terminal
 from dynamix.jobs.kinds import kinded_sessions
 from dynamix.jobs.life import Noted, RowsOf, Watched, watch_published, write_watch
 from dynamix.jobs.report_data import cells_from_rows
+from dynamix.jobs.sensitive import hidden_cells
 from dynamix.segmentation.effects import Effect, effect
 from dynamix.segmentation.given import Rates, fit_given
 from dynamix.segmentation.life import keep_restored
@@ -98,6 +99,7 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     older = sum(cut.tokens for cut in proposed.cuts.values())
     result.metrics |= {"tokens_dropped_share": (dropped + older) / every, "tokens_older_share": older / every}
     cells = cells_from_rows(own, whole=lambda stream: run.config.declaration(stream).length)
+    cells = hidden_cells(cells, run.config)
     result.facts |= {"mask_version": version, "given": given, "heatmap": terminal(cells)}
     result.counters["cells_cut"] = len(proposed.cuts)
     return result

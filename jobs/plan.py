@@ -10,11 +10,11 @@ from dynamix.contracts import EVENTS, RUN_LOG
 from dynamix.errors import GuardError
 from dynamix.features.calendar import midnight
 from dynamix.features.instants import day_sql, seen_since, valid_times
-from dynamix.features.raw import read_raw
 from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import FEATURE_TABLES, dirty_days, feature_inputs
 from dynamix.jobs.increment import choose_reading
+from dynamix.jobs.raw_rows import open_raw
 from dynamix.jobs.run_log import Step, content_id, fingerprint, is_done
 
 
@@ -76,7 +76,7 @@ def _changed_inputs(run: Run, step: Step) -> list[str]:
 
 def _raw_days(run: Run, events: str) -> list[str]:
     """What ingest would read, and the new rows by day of event: those of earlier days came late."""
-    raw = read_raw(run.spark, events, config=run.config)
+    raw = open_raw(run, events).rows
     mark = stored_mark(run.warehouse)
     try:
         reading = choose_reading(run, raw, mark, rebuild=False)

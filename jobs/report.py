@@ -23,6 +23,7 @@ from dynamix.jobs.receipt import pct, receipt
 from dynamix.jobs.report_data import Arm, Channel, Curve, ReportData
 from dynamix.jobs.report_load import gather
 from dynamix.jobs.run_log import source_hash
+from dynamix.jobs.sensitive import hidden_names
 
 CURVES_PER_SEGMENT = 3
 
@@ -50,7 +51,7 @@ def report(
     if unless_current and (found := _current(target, key)) is not None:
         run.note("report: skipped, the page shows these tables")
         return found
-    data = gather(run, truth=truth)
+    data = hidden_names(gather(run, truth=truth), run.config)
     write_whole(target, render(data))
     copy = run.folder / "report.html"
     if copy != target:

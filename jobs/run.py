@@ -12,6 +12,7 @@ from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import features
 from dynamix.jobs.ingest import ingest
 from dynamix.jobs.mask import mask
+from dynamix.jobs.opt_out import settle_opt_out
 from dynamix.jobs.report import report
 from dynamix.jobs.run_log import Entry, Step, fingerprint, is_done, record
 from dynamix.jobs.score import score
@@ -24,32 +25,32 @@ _IMPRESSIONS = (
 STEPS: dict[str, Step] = {
     step.verb: step
     for step in (
-        Step("ingest", ingest, (), ("events", "events_quarantine"), RAW_SECTIONS),
+        Step("ingest", ingest, ("opt_out",), ("events", "events_quarantine"), RAW_SECTIONS),
         Step(
             "features",
             features,
-            ("events",),
+            ("events", "opt_out"),
             ("streams", "ebf_session", "ebf_surface", "user_stats"),
             FEATURE_SECTIONS,
         ),
         Step(
             "segment",
             segment,
-            ("events", "streams", "user_stats"),
+            ("events", "streams", "user_stats", "opt_out"),
             ("segments", "segment_registry"),
             ("segmentation", "calendar", "streams", "history"),
         ),
         Step(
             "mask",
             mask,
-            ("events", "streams", "user_stats", "segments", "segment_registry"),
+            ("events", "streams", "user_stats", "segments", "segment_registry", "opt_out"),
             ("cell_stats", "masks", "mask_audit"),
             (*_IMPRESSIONS, "mask"),
         ),
         Step(
             "train",
             train,
-            ("events", "streams", "user_stats", "segments", "segment_registry", "masks"),
+            ("events", "streams", "user_stats", "segments", "segment_registry", "masks", "opt_out"),
             ("training_rows",),
             (*_IMPRESSIONS, "mask", "train", "label_meaning"),
         ),
@@ -67,6 +68,8 @@ def execute(
     With `skips` the row of a skipped step waits there for the next one that is written: one commit instead of many.
     """
     step = STEPS[verb]
+    if verb == "ingest":
+        settle_opt_out(run)  # before the fingerprint, which the table is part of
     given = (f"{k}={v}" for k, v in options.items() if v)  # an option that is off is an option not given
     mark = fingerprint(run, step, source=source, extra=given)
     if skip and is_done(run, step, mark):

@@ -59,6 +59,8 @@ def segment(run: Run, *, tracking_uri: str = "") -> StepResult:
     counts = held(user_counts(events, streams, config=run.config, calendar=calendar))
     result = StepResult()
     listed = {int(r["stream_id"]): str(r["stream"]) for r in streams.select("stream_id", "stream").collect()}
+    unnamed = {number for number, stream in listed.items() if run.config.declaration(stream).sensitive}
+    listed |= {number: f"stream {number}" for number in unnamed}
     settled, rows = _settle(run, counts, calendar, listed)
     _write(run, settled, rows, result)
     _register(run, settled, result, tracking_uri)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dynamix.features.tables import Warehouse
 from dynamix.jobs.audit import audit
 from dynamix.jobs.context import Run, StepResult, new_run_id
 from dynamix.jobs.explain import explain
+from dynamix.jobs.forget import forget, refuse_wrong_call
 from dynamix.jobs.monitor import monitor
 from dynamix.jobs.plan import plan
 from dynamix.jobs.power import power
@@ -28,7 +29,11 @@ from dynamix.jobs.settings import dump, store_config
 def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:
     """Run one warehouse verb under this config. Raises DynamixError with the exit code."""
     events: str | None = getattr(arguments, "events", None)
-    run = open_run(arguments.warehouse, config, events, run_date=arguments.run_date, quiet=arguments.quiet)
+    day = arguments.run_date
+    if arguments.verb == "forget":
+        refuse_wrong_call(arguments.users, arguments.warehouse)
+        day = day or datetime.now(UTC).date()  # it asks no table for its date: nobody may be left in them
+    run = open_run(arguments.warehouse, config, events, run_date=day, quiet=arguments.quiet)
     (run.folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     if events is not None and arguments.verb != "plan":
         store_config(run.warehouse.root, config)
@@ -78,6 +83,8 @@ def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:
         return monitor(run)
     if verb == "audit":
         return audit(run, users=arguments.users, seed=arguments.seed)
+    if verb == "forget":
+        return forget(run, users=arguments.users, dry_run=arguments.dry_run)
     if verb == "explain":
         return explain(run, arguments.stream, segment=arguments.segment)
     options: dict[str, Any] = {}

@@ -31,7 +31,10 @@ REQUEST = ("user_id", "request_ts", "item_id", "surface", "position", "events", 
 
 @dataclass(frozen=True)
 class StreamScale:
-    """A stream's id and the scale of its log dwell; mu None means that it has no dwell channel."""
+    """A stream's id and the scale of its log dwell; mu None means that it has no dwell channel.
+
+    `is_conversion` keeps it out of the segmenter's counts, as conversions and sensitive streams are.
+    """
 
     stream_id: int
     mu: float | None

@@ -1,7 +1,7 @@
 """Event counts per user, day and cell: the only input of the segmenters.
 
 A cell is stream id × dwell bin (`stream_id · 13 + bin`), or the stream alone where the config says so.
-Conversion streams never enter (docs/method.md A.4.1, E23); impressions are no streams.
+Conversion and sensitive streams never enter (docs/method.md A.4.1, E23); impressions are no streams.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from scipy import sparse
 
@@ -55,7 +55,7 @@ def cell_width(n_streams: int, *, dwell_bins: bool) -> int:
 def user_counts(events: DataFrame, streams: DataFrame, *, config: Config, calendar: Calendar) -> DataFrame:
     """user_id, entries array<struct<day,part,cell,n>> (sorted), one row per user with a usable event.
 
-    Usable is every event of a known stream that is no conversion, between the calendar's first day and the
+    Usable is every event of a known stream, neither conversion nor sensitive, between the calendar's first day and the
     run date; an unknown dwell has a bin of its own. `day` counts UTC days from the calendar's first day, by
     the instant at which the event was known (the later of event and ingest time; event time alone where
     `history.as_known_at` is `run_date`). `part` follows the event's own time.
@@ -65,7 +65,7 @@ def user_counts(events: DataFrame, streams: DataFrame, *, config: Config, calend
         if config.history.as_known_at == "impression"
         else F.col("event_ts")
     )
-    ids = streams.where(~F.col("is_conversion")).select("stream", "stream_id")
+    ids = streams.where(~F.col("is_conversion") & ~_sensitive(config)).select("stream", "stream_id")
     start, end = calendar.first, midnight(calendar.run_date)
     cell = F.col("stream_id").cast("int")
     if config.segmentation.dwell_bins:
@@ -94,6 +94,13 @@ def user_counts(events: DataFrame, streams: DataFrame, *, config: Config, calend
     )
     entry = F.struct("day", "part", "cell", "n")
     return per_cell.groupBy("user_id").agg(F.sort_array(F.collect_list(entry)).alias("entries"))
+
+
+def _sensitive(config: Config) -> Column:
+    """True for streams that the config marks so, or whose stream without session kind it does."""
+    marked = [stream for stream, own in config.streams.items() if own.sensitive]
+    kindless = F.regexp_replace("stream", "(/[^#]*)#[^/#]*$", "$1")
+    return F.col("stream").isin(marked) | kindless.isin(marked) if marked else F.lit(False)
 
 
 def count_block(batch: Any) -> CountBlock:

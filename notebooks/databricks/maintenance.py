@@ -34,8 +34,9 @@ hours = {}
 for name in (name for name in WRITERS if warehouse.exists(spark, name)):
     log = DeltaTable.forPath(spark, warehouse.path(name)).history().select("version", "timestamp").collect()
     commits = {row["version"]: row["timestamp"].astimezone(UTC) for row in log}
-    hours[name] = keep_hours(commits, pins.get(name, ()), now=now, least=least)
-    print(f"{name}: keep {hours[name]} hours; pinned: {sorted(pins.get(name, ())) or 'nothing'}")
+    pinned = [v for v in pins.get(name, ()) if v >= warehouse.redacted_before(spark, name)]
+    hours[name] = keep_hours(commits, pinned, now=now, least=least)
+    print(f"{name}: keep {hours[name]} hours; pinned: {sorted(pinned) or 'nothing'}")
 
 # COMMAND ----------
 

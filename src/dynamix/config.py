@@ -184,6 +184,15 @@ class PriceConfig(Section):
     per_billion_inferences: float = Field(0.0, ge=0)
 
 
+class PrivacyConfig(Section):
+    opt_out: str = Field(
+        "", description="file with one user id a line; `ingest` makes table opt_out equal to it"
+    )
+    user_ids: Literal["clear", "hmac"] = Field(
+        "clear", description="hmac: ids are hashed at ingest with the key in DYNAMIX_USER_KEY"
+    )
+
+
 class CalendarConfig(Section):
     days: int = Field(42, ge=1, description="days before the run date that the cycle looks at")
     refit_days: int = Field(
@@ -229,6 +238,7 @@ class Config(Section):
     drift: DriftConfig = DriftConfig()
     monitor: MonitorConfig = MonitorConfig()
     prices: PriceConfig = PriceConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
 
     @model_validator(mode="after")
     def _streams_agree(self) -> Config:
@@ -258,10 +268,14 @@ class Config(Section):
     def digest(self, *sections: str) -> str:
         """First 16 hex digits of SHA-256 over the named sections (all when none are named).
 
-        `session.kinds` is a section of its own: it changes no stored event.
+        `session.kinds` is a section of its own: it changes no stored event. Of `privacy` only hashed user ids count, with
+        `columns`; who opted out is the content of a table.
         """
         tree = self.model_dump(mode="json", by_alias=True)
         tree["session.kinds"] = tree["session"].pop("kinds")
+        if self.privacy.user_ids != "clear":
+            tree["columns"] = {**tree["columns"], "user_id hashed": self.privacy.user_ids}
+        tree.pop("privacy")
         part = {name: tree[name] for name in sections} if sections else tree
         return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
 

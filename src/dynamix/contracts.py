@@ -435,6 +435,14 @@ RUN_LOG = Table(
     unhashed=("run_id", "logged_at", "seconds"),
 )
 
+OPT_OUT = Table(
+    "opt_out",
+    key=("user_id",),
+    columns=(_key("user_id"), _key("since", "timestamp", "when the user was first seen to have opted out")),
+    comment="Users who are in no statistic and no training; absent where nobody opted out.",
+)
+"""Not among TABLES: a warehouse need not have it, and it may be written by other hands."""
+
 TABLES: dict[str, Table] = {
     table.name: table
     for table in (

@@ -60,7 +60,7 @@ class StreamOptions(_Part):
     """What the config says of one stream; whatever is left out follows the data and the defaults."""
 
     protected: bool = Field(False, description="never dropped by a mask")
-    sensitive: bool = False
+    sensitive: bool = Field(False, description="never input of a segmenter, never named in a report")
     where: StreamWhere | None = Field(
         None, description="event filter; None = the surface and type of the name"
     )

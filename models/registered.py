@@ -1,0 +1,19 @@
+"""Registered versions as a list, and tags that are put on them later."""
+
+from __future__ import annotations
+
+from dynamix.models.registry import Registry, Version, _client
+
+
+def versions(registry: Registry, name: str) -> list[Version]:
+    """Every version of a registered model with its tags, oldest first; empty where the model is not registered."""
+    with _client(registry) as mlflow:
+        found = mlflow.MlflowClient().search_model_versions(f"name='{name}'")
+        listed = [Version(name, str(v.version), tuple(v.aliases or ()), dict(v.tags)) for v in found]
+    return sorted(listed, key=lambda version: int(version.version))
+
+
+def tag(registry: Registry, version: Version, key: str, value: str) -> None:
+    """Set one tag of a registered version."""
+    with _client(registry) as mlflow:
+        mlflow.MlflowClient().set_model_version_tag(version.name, version.version, key, value)
