@@ -83,7 +83,7 @@ def test_a_preset_without_a_gate_of_drift_is_refused_before_anything_is_drawn() 
 
 
 def test_a_small_world_of_feedback_gives_the_stream_back_only_through_its_hold_out() -> None:
-    drawn, holdout = drawn_world("S5", seed=0, users=300, holdout=1_500)
+    drawn, holdout = drawn_world("S5", seed=0, users=1_200, holdout=1_200)
     found = {
         variant.name: replay(drawn, holdout, seed=0, variant=variant, config=CONFIG)
         for variant in (SOUND, BY_NAME["no hold-out"])
