@@ -40,6 +40,7 @@ def write_events(run: Run, users: tuple[str, ...]) -> None:
     run.warehouse.replace(run.spark, EVENTS, frame)
 
 
+@pytest.mark.slow  # two builds of four tables
 @pytest.mark.spark
 def test_feature_tables_equal_a_build_without_the_users(spark: SparkSession, tmp_path: Path) -> None:
     users = tuple(f"u{n}" for n in range(1, 7))
