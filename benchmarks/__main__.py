@@ -9,6 +9,7 @@
 `python -m benchmarks increment [--days 30,90] [--per-day 100000]` sets one more day beside a build of everything.
 `python -m benchmarks headline [--presets S1] [--users 3000] [--arms all]` trains masks and their rivals at equal tokens.
 `python -m benchmarks segmenters [--users 20000] [--seeds 2] [--given]` holds the segmenters' contest.
+`python -m benchmarks mrmr` sets one pass of sums beside the package mrmr-selection.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from benchmarks import (
     headline,
     increment,
     kernels,
+    mrmr,
     quality,
     segmenters,
     summary,
@@ -31,7 +33,8 @@ from benchmarks import (
 )
 
 WHAT = (
-    "worlds", "summary", "kernels", "features", "gates", "drift", "quality", "increment", "segmenters", "headline"
+    "worlds", "summary", "kernels", "features", "gates", "drift", "quality", "increment", "segmenters", "headline",
+    "mrmr",
 )  # fmt: skip
 
 
@@ -87,6 +90,9 @@ def main() -> int:
         segmenters.main(
             users=options.users, seeds=int(options.seeds or 2), events=levels, by_rule=not options.given
         )
+        return 0
+    if options.what == "mrmr":
+        mrmr.main()
         return 0
     if options.what == "increment":
         ages = [int(days) for days in options.days.split(",")]

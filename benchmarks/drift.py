@@ -21,11 +21,11 @@ from benchmarks.gates import SETTINGS, Gate
 from benchmarks.gates_world import (
     HEAD,
     START,
-    cell_array,
     histories,
     pipeline_dwells,
     statistics_of,
     world_config,
+    world_sums,
 )
 from dynamix.config import MaskConfig
 from dynamix.errors import ConfigError
@@ -34,8 +34,8 @@ from dynamix.features.calendar import Calendar, Period, build_calendar, midnight
 from dynamix.features.quotas import HOLDOUT_PER_MILLE
 from dynamix.features.sim_log import Served, thinned, unlogged
 from dynamix.features.simulate import Simulation, draw_in
+from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.life import EXPIRED, HARMFUL, UNDER_THE_MASK, Watch, watch
-from dynamix.segmentation.masks import Cell, Statistics
 
 Bools = npt.NDArray[np.bool_]
 
@@ -229,7 +229,7 @@ def _read(
     calendar = replace(calendar, statistics=variant.period(calendar, config))
     whole = world_config()
     made = histories(drawn, days=day, config=whole, calendar=calendar, half=holdout.astype(np.int64))
-    sums = cell_array(made, pipeline_dwells(drawn, whole, calendar), HEAD)
+    sums = world_sums(made, pipeline_dwells(drawn, whole, calendar), HEAD)
     return variant.statistics(statistics_of(sums, drawn.world.streams))
 
 

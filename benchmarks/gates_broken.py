@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,15 @@ import numpy.typing as npt
 from dynamix.config import MaskConfig
 from dynamix.contracts import CHANNELS
 from dynamix.features.calendar import Calendar
+from dynamix.features.gram import EACH, GramSums
+from dynamix.features.recency import SHARED
 from dynamix.features.relevance import C, CellSums
+from dynamix.segmentation import certify
+from dynamix.segmentation.bounds import Quadratic
+from dynamix.segmentation.cells import Statistics
 from dynamix.segmentation.effects import moments
-from dynamix.segmentation.masks import Statistics, Verdict, judge
+from dynamix.segmentation.masks import Verdict, judge
+from dynamix.segmentation.selection import Chain
 
 Floats = npt.NDArray[np.float64]
 Moments = Callable[[CellSums], tuple[Floats, Floats, Floats]]
@@ -55,6 +62,47 @@ def dwell_only(sums: CellSums) -> tuple[Floats, Floats, Floats]:
     return score * own, information * both, variance * both
 
 
+def judge_dwell(statistics: Statistics, config: MaskConfig) -> list[Verdict]:
+    """The same in the sums over all streams: what a stream says beside others is of its dwell alone."""
+    together = {key: _of_dwell(sums) for key, sums in statistics.together.items()}
+    return judge(replace(statistics, together=together), config)
+
+
+def _of_dwell(sums: GramSums) -> GramSums:
+    own = np.ones(len(sums.wx))
+    for first in range(SHARED, len(own), EACH):
+        own[first : first + C] = 0.0
+        own[first + CHANNELS.index("dwell")] = 1.0
+    longer = np.append(own, 1.0)
+    return replace(
+        sums, wx=sums.wx * own, wxx=sums.wxx * np.outer(own, own), a=sums.a * longer,
+        aa=sums.aa * np.outer(longer, longer),
+    )  # fmt: skip
+
+
+def beside_all(sums: GramSums, order: Sequence[int]) -> list[Quadratic]:
+    """What each stream adds to all others, whether they go or stay, in place of those before it."""
+    found = []
+    for stream in order:
+        chain = Chain(sums)
+        for other in order:
+            if other != stream:
+                chain.take(other)
+        found.append(chain.adds(stream))
+    return found
+
+
+def each_alone(statistics: Statistics, config: MaskConfig) -> list[Verdict]:
+    """No stream is judged beside others: both copies stay."""
+    return judge(replace(statistics, together={}), config)
+
+
+def no_second_look(statistics: Statistics, config: MaskConfig) -> list[Verdict]:
+    """Nothing is tested anew once its copy is gone: two copies clear each other (docs/method.md E16)."""
+    with patch.object(certify, "along", beside_all):
+        return judge(statistics, config)
+
+
 def absence_of_evidence(statistics: Statistics, config: MaskConfig) -> list[Verdict]:
     """Dropped wherever relevance is not shown, p > .05, in place of shown to be small (docs/method.md E12)."""
     return [replace(v, verdict="keep" if v.effect.lcb > 0 else "drop") for v in judge(statistics, config)]
@@ -66,5 +114,7 @@ BROKEN = (
     Variant("habit of the same window", "S1-late", "centre", calendar=same_window),
     Variant("drop where p > .05", "S2", "loss", rule=absence_of_evidence),
     Variant("naive variance", "null-clustered", "type-I", moments=naive),
-    Variant("dwell only", "S8", "strong", moments=dwell_only),
+    Variant("dwell only", "S8", "strong", moments=dwell_only, rule=judge_dwell),
+    Variant("no second look at a copy", "S3", "copies", rule=no_second_look),
+    Variant("each stream alone", "S3", "copies", rule=each_alone),
 )

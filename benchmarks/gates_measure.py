@@ -14,20 +14,22 @@ from benchmarks.gates_loss import Loss, PlantedRows, true_loss
 from benchmarks.gates_world import (
     HEAD,
     START,
-    cell_array,
+    Sums,
     histories,
     pipeline_dwells,
     planted_dwells,
     planted_logits,
     statistics_of,
     world_config,
+    world_sums,
 )
 from dynamix.config import MaskConfig
 from dynamix.features import sim_world as W
 from dynamix.features.simulate import draw_in
 from dynamix.segmentation import effects
+from dynamix.segmentation.cells import Statistics
 from dynamix.segmentation.effects import effect
-from dynamix.segmentation.masks import Statistics, Verdict
+from dynamix.segmentation.masks import Verdict
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -42,13 +44,13 @@ LEAST_POSITIVES = 50
 
 @dataclass(frozen=True)
 class Sample:
-    """One world: sums (variant -> packed, see `cell_array`), those of the planted exposure and p, planted rows."""
+    """One world: sums by variant, those of the planted exposure and p, planted rows."""
 
     world: W.World
     seed: int
     users: int
-    sums: dict[str, Floats]
-    planted: Floats
+    sums: dict[str, Sums]
+    planted: Sums
     rows: PlantedRows
 
 
@@ -111,23 +113,24 @@ def sample(preset: str, *, seed: int, users: int, variants: Sequence[Variant] = 
     chunk's own.
     """
     world = W.draw_world(W.preset_named(preset), np.random.default_rng([seed, 0]))
-    sums: dict[str, Floats] = {}
-    planted: Floats | None = None
+    sums: dict[str, Sums] = {}
+    planted: Sums | None = None
     rows: PlantedRows | None = None
     for chunk, first in enumerate(range(0, users, CHUNK_USERS)):
         key = (seed, chunk) if chunk else (seed,)
         n = min(CHUNK_USERS, users - first)
         drawn = draw_in(world, users=n, days=DAYS, start=START, key=key)
         made = histories(drawn, days=DAYS, config=world_config())
-        have: dict[tuple[object, ...], Floats] = {}
+        have: dict[tuple[object, ...], Sums] = {}
         for variant in variants:
             calendar = variant.calendar(made.calendar)
             way = (variant.settings, calendar.habit)
             if way not in have:
                 dwells = pipeline_dwells(drawn, world_config(*variant.settings), calendar)
-                have[way] = cell_array(made, dwells, HEAD)
-            sums[variant.name] = sums.get(variant.name, 0.0) + have[way]
-        own = cell_array(made, planted_dwells(drawn), "expected")
+                have[way] = world_sums(made, dwells, HEAD)
+            before = sums.get(variant.name)
+            sums[variant.name] = have[way] if before is None else before + have[way]
+        own = world_sums(made, planted_dwells(drawn), "expected")
         planted = own if planted is None else planted + own
         parts, told = planted_logits(made, days=DAYS)
         more = PlantedRows(made.rows.given, made.rows.fixed, made.rows.expected, parts, told, world.copy_of)

@@ -22,14 +22,15 @@ from dynamix.features import relevance
 from dynamix.features import sim_world as W
 from dynamix.features.calendar import Calendar, Period, build_calendar, midnight, since_1970
 from dynamix.features.dwell import BINS_PER_E
+from dynamix.features.gram import GramSums, size_of
 from dynamix.features.history import EventBlock, ImpressionBlock, kept_history
 from dynamix.features.relevance import SIZE, WHOLE, CellSums, Prediction, thirds
 from dynamix.features.sim_labels import StreamIndex, acting_events, contributions, standard, stream_exposure
 from dynamix.features.simulate import CONFIG, Simulation
 from dynamix.features.streams import Z_LIMIT
 from dynamix.features.timeline import codes
+from dynamix.segmentation.cells import Statistics
 from dynamix.segmentation.given import Rates, fit_given
-from dynamix.segmentation.masks import Statistics
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -311,29 +312,57 @@ def _prediction(frame: pa.Table) -> Prediction:
 # --- sums
 
 
-def cell_array(made: Histories, dwells: Dwells, head: str) -> Floats:
-    """Packed sums (G + 1, F, 2 halves, 4 windows, SIZE) by the product's kernel; window 0 is WHOLE, then the thirds."""
-    total = np.zeros((G + 1, F, 2, 4, SIZE))
+@dataclass(frozen=True)
+class Sums:
+    """Packed sums by the product's kernel.
+
+    cells (G + 1, F, 2 halves, 4 windows, SIZE), window 0 is WHOLE, then the thirds; together (G + 1, 2 halves, size) over
+    all streams at once.
+    """
+
+    cells: Floats
+    together: Floats
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.cells + other.cells, self.together + other.together)
+
+
+def world_sums(made: Histories, dwells: Dwells, head: str) -> Sums:
+    """Sums of every segment, half and window of the world's blocks."""
+    total = Sums(np.zeros((G + 1, F, 2, 4, SIZE)), np.zeros((G + 1, 2, size_of(F))))
     kernel = relevance.relevance_kernel(made.prediction, (head,), F, thirds(made.calendar))
     for block in made.blocks:
         events = _events(made.drawn, block.events, dwells)
         table = kernel(events, block.asked, block.offsets, block.index)
-        table = table.filter(pc.not_equal(table.column("window"), relevance.BY_RECENCY))
-        segment, stream, half, window = (
-            table.column(name).to_numpy() for name in ("segment_id", "stream_id", "half", "window")
+        window = table.column("window")
+        cells = table.filter(pc.greater_equal(window, WHOLE))
+        segment, stream, half, days = (
+            cells.column(name).to_numpy() for name in ("segment_id", "stream_id", "half", "window")
         )
-        sums = table.column("sums").combine_chunks()
-        total[segment, stream, half, window - WHOLE] += np.asarray(sums.flatten()).reshape(-1, SIZE)
+        total.cells[segment, stream, half, days - WHOLE] += _vectors(cells)
+        together = table.filter(pc.equal(window, relevance.TOGETHER))
+        segment, half = (together.column(name).to_numpy() for name in ("segment_id", "half"))
+        total.together[segment, half] += _vectors(together)
     return total
 
 
-def statistics_of(total: Floats, streams: tuple[str, ...]) -> Statistics:
+def _vectors(table: pa.Table) -> Floats:
+    """Packed sums of rows of equal length (rows, length)."""
+    flat = np.asarray(table.column("sums").combine_chunks().flatten(), np.float64)
+    return flat.reshape(table.num_rows, -1)
+
+
+def statistics_of(total: Sums, streams: tuple[str, ...]) -> Statistics:
     """The sums as `judge` reads them; cells without an impression are left out."""
     found: dict[tuple[int, str, str, int, int], CellSums] = {}
-    for segment, stream, half, window in np.argwhere(total[..., 0] > 0).tolist():
+    for segment, stream, half, window in np.argwhere(total.cells[..., 0] > 0).tolist():
         key = (segment, streams[stream], HEAD, half, window + WHOLE)
-        found[key] = CellSums.unpack(total[segment, stream, half, window])
-    return Statistics(found, (HEAD,))
+        found[key] = CellSums.unpack(total.cells[segment, stream, half, window])
+    together = {
+        (segment, HEAD, half): GramSums.unpack(total.together[segment, half])
+        for segment, half in np.argwhere(total.together[..., 0] > 0).tolist()
+    }
+    return Statistics(found, (HEAD,), together, {name: f for f, name in enumerate(streams)})
 
 
 def planted_logits(made: Histories, *, days: int) -> tuple[npt.NDArray[np.float32], Mapping[int, Floats]]:

@@ -19,8 +19,9 @@ from dynamix.config import MaskConfig
 from dynamix.features.recency import BUCKETS, EDGES
 from dynamix.models.batch import ITEM_MATCH
 from dynamix.models.dataset import JaggedRows
+from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.effects import curvature, effect, loss
-from dynamix.segmentation.masks import Cell, Protection, Statistics, Verdict, judge
+from dynamix.segmentation.masks import Protection, Verdict, judge
 from dynamix.segmentation.prior import expected_losses
 from dynamix.segmentation.quota import Quota, RecencyStatistics, Spent, quotas, tail
 

@@ -23,20 +23,22 @@ from benchmarks.worlds import SETTINGS, cycle_to_masks, for_all_time
 from dynamix.config import Config, load_config
 from dynamix.contracts import COLD_SEGMENT, PARTS, TRAINING_ROWS
 from dynamix.features.conversions import label_impressions
+from dynamix.features.gram import GramSums
 from dynamix.features.recency import RecencySums
 from dynamix.features.relevance import CellSums
 from dynamix.features.simulate import simulate
 from dynamix.features.streams import event_columns
 from dynamix.features.training import training_rows
 from dynamix.jobs.arm_rows import load_truth
+from dynamix.jobs.cell_stats import Measured
 from dynamix.jobs.context import Run
 from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.kinds import kinded_sessions
-from dynamix.jobs.mask import Measured, measure, newest_segments
+from dynamix.jobs.mask import measure, newest_segments
 from dynamix.models.contest import Contest, Floats, true_p
 from dynamix.models.dataset import JaggedRows, load_rows
 from dynamix.models.hashing import hash_ids
-from dynamix.segmentation.masks import Statistics
+from dynamix.segmentation.cells import Statistics
 from dynamix.segmentation.quota import RecencyStatistics
 
 VIEWS = ("own", "tier", "shuffled")
@@ -174,6 +176,10 @@ def store_statistics(path: Path, measured: Measured) -> None:
         path,
         keys=json.dumps([list(k) for k in statistics.sums]),
         sums=np.stack([s.pack() for s in statistics.sums.values()]),
+        together_keys=json.dumps([list(k) for k in statistics.together]),
+        together=np.array([s.pack() for s in statistics.together.values()]),
+        place=json.dumps(dict(statistics.place)),
+        settings=json.dumps(statistics.settings),
         recency_keys=json.dumps([list(k) for k in recency.sums]),
         recency=np.stack([s.pack() for s in recency.sums.values()]),
         heads=json.dumps(statistics.heads),
@@ -190,7 +196,10 @@ def load_statistics(path: Path) -> tuple[Statistics, RecencyStatistics]:
         }
         keys = json.loads(str(found["recency_keys"]))
         recent = {tuple(k): RecencySums.unpack(v) for k, v in zip(keys, found["recency"], strict=True)}
-    return Statistics(sums, heads), RecencyStatistics(recent, heads)
+        keys = json.loads(str(found["together_keys"]))
+        together = {tuple(k): GramSums.unpack(v) for k, v in zip(keys, found["together"], strict=True)}
+        place, settings = json.loads(str(found["place"])), tuple(json.loads(str(found["settings"])))
+    return Statistics(sums, heads, together, place, settings), RecencyStatistics(recent, heads)
 
 
 def load(place: Path, *, max_rows: int) -> HeadlineWorld:

@@ -21,13 +21,15 @@ from dynamix.config import MaskConfig, load_config
 from dynamix.features.recency import BUCKETS, EDGES
 from dynamix.features.simulate import bayes_segments, simulate
 from dynamix.features.tables import Warehouse
+from dynamix.jobs.cell_stats import Measured
 from dynamix.jobs.context import Run, new_run_id
 from dynamix.jobs.features import cycle_calendar, seen_events
-from dynamix.jobs.mask import Measured, measure, newest_segments
+from dynamix.jobs.mask import measure, newest_segments
 from dynamix.jobs.run import execute
 from dynamix.jobs.session import get_spark
 from dynamix.jobs.verbs import latest_run_date
-from dynamix.segmentation.masks import Statistics, Verdict, judge
+from dynamix.segmentation.cells import Statistics
+from dynamix.segmentation.masks import Verdict, judge
 from dynamix.segmentation.quota import Spent, quotas, tail
 
 SETTINGS = ("mask.ne_budget=0.005", "mask.delta=0.20")

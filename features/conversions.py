@@ -11,13 +11,17 @@ from __future__ import annotations
 from functools import reduce
 
 from pyspark.errors import AnalysisException
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from dynamix.config import AttributionConfig, Config
 from dynamix.contracts import EVENT_ORDER
 from dynamix.errors import ConfigError
 
+SETTINGS = ("short", "first_touch", "any_touch")
+"""Attribution settings beside the config's own: windows of half the length; the earliest linked impression in its
+window, or every one, in place of the latest. None needs longer windows, so labels are final with the config's own."""
+_MARK = "__"
 COUNTERS = ("conversions", "attributed", "repeated", "early", "late", "unmatched")
 
 
@@ -47,6 +51,64 @@ def label_impressions(
         labelled = labelled.withColumn(name, label).drop("won")
     labelled = labelled.withColumn("label_mature_ts", _after("event_ts", longest_window_s(config, rule)))
     return _predicted(labelled, config)
+
+
+def setting_label(head: str, setting: str) -> str:
+    """Name of a head's label under an attribution setting: `conversion__short`."""
+    return f"{head}{_MARK}{setting}"
+
+
+def served_head(label: str) -> str:
+    """The head that a label belongs to, with or without a setting."""
+    return label.partition(_MARK)[0]
+
+
+def with_settings(labelled: DataFrame, events: DataFrame, *, config: Config) -> DataFrame:
+    """Rows of `label_impressions` with label_<head>__<setting> of every served head and each of SETTINGS.
+
+    All settings come from one join of outcomes with impressions. A setting's click decides which window its
+    conversions have. Grain: unchanged.
+    """
+    rule = config.attribution
+    clicks = _by_setting(_pairs(events, config, rule, config.click_types)).transform(
+        _winners, window_s=F.lit(rule.click_window_s)
+    )
+    clicked = clicks.groupBy("setting", "impression_id").agg(F.min("outcome_ts").alias("clicked_at"))
+    touches = _by_setting(_pairs(events, config, rule, config.conversion_types)).join(
+        clicked, ["setting", "impression_id"], "left"
+    )
+    by_then = F.coalesce(F.col("clicked_at") <= F.col("outcome_ts"), F.lit(False))
+    window_s = F.when(by_then, rule.click_window_s).otherwise(rule.view_window_s)
+    conversions = touches.transform(_winners, window_s=window_s)
+    won = {"click": clicks, "conversion": conversions}
+    served = [
+        won[head].select("impression_id", "setting", F.lit(head).alias("head")) for head in config.heads()
+    ]
+    names = {(h, s): f"label_{setting_label(h, s)}" for h in config.heads() for s in SETTINGS}
+    flags = reduce(DataFrame.unionByName, served).groupBy(F.col("impression_id").alias("event_id")).agg(
+        *[
+            F.max(((F.col("head") == h) & (F.col("setting") == s)).cast("double")).alias(name)
+            for (h, s), name in names.items()
+        ]
+    )  # fmt: skip
+    joined = labelled.join(flags, "event_id", "left")
+    return joined.withColumns({name: F.coalesce(name, F.lit(0.0)) for name in names.values()})
+
+
+def _by_setting(pairs: DataFrame) -> DataFrame:
+    return pairs.withColumn("setting", F.explode(F.array(*map(F.lit, SETTINGS))))
+
+
+def _winners(pairs: DataFrame, *, window_s: Column) -> DataFrame:
+    """Pairs by setting whose impression gets the outcome."""
+    share = F.when(F.col("setting") == "short", 0.5).otherwise(1.0)
+    inside = pairs.where((F.col("age_s") >= 0) & (F.col("age_s") <= window_s * share))
+    of_outcome = Window.partitionBy("setting", "outcome_id")
+    first, last = F.min("place").over(of_outcome), F.max("place").over(of_outcome)
+    chosen = F.when(F.col("setting") == "first_touch", first).otherwise(last)
+    return inside.withColumn("chosen", chosen).where(
+        (F.col("setting") == "any_touch") | (F.col("place") == F.col("chosen"))
+    )
 
 
 def longest_window_s(config: Config, attribution: AttributionConfig | None = None) -> float:

@@ -21,7 +21,9 @@ from dynamix.config import HistoryConfig
 from dynamix.contracts import CHANNELS
 from dynamix.features.calendar import Calendar, instant_sql, since_1970
 from dynamix.features.clustered import PackedSums, Parts, clustered_sums
+from dynamix.features.conversions import served_head
 from dynamix.features.exposure import exposure_block
+from dynamix.features.gram import gram_sums
 from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, map_histories, usable_dwell
 from dynamix.features.recency import recency_block, recency_sums
 from dynamix.features.timeline import codes
@@ -40,6 +42,11 @@ WHOLE = -1
 """Window of all days; 0, 1, 2 are the thirds of the statistics period."""
 BY_RECENCY = -2
 """In place of a window: `RecencySums` of all days, where `sums` has their length."""
+WITHIN, BETWEEN = -3, -4
+"""In place of a window: `CellSums` of all days over each value's deviation from its user's mean, and over that mean."""
+TOGETHER = -5
+"""In place of a window: `GramSums` of all days over all streams, with stream id ALL_STREAMS."""
+ALL_STREAMS = -1
 MAX_POSITION = 50
 KEYS = ("segment_id", "stream_id", "label", "half", "window")
 SCHEMA = "segment_id int, stream_id int, label string, half int, window int, sums array<double>"
@@ -89,7 +96,7 @@ class Prediction:
 
     `surfaces` names the first axis of `cell[head]` (S+1, 52): positions 0 = none, 1..50, 51 = lower; the last
     surface row serves unknown ones. `offset[head]` (G+1,) is indexed by segment id. With `column` the
-    impression's own column of that name (per head) is taken as p.
+    impression's own column of that name (per served head) is taken as p.
     """
 
     surfaces: tuple[str, ...] = ()
@@ -100,7 +107,7 @@ class Prediction:
     def of(self, frame: Any, head: str) -> Floats:
         """p (B,) of the impressions in a pyarrow.Table with surface, position and segment_id."""
         if self.column:
-            return np.asarray(frame.column(f"{self.column}_{head}").to_numpy(), np.float64)
+            return np.asarray(frame.column(f"{self.column}_{served_head(head)}").to_numpy(), np.float64)
         place = {name: i for i, name in enumerate(self.surfaces)}
         code, names = codes(frame.column("surface"))
         lookup = np.array([place.get(s, len(self.surfaces)) for s in names.to_pylist()], np.int64)
@@ -138,20 +145,31 @@ def statistics_rows(impressions: DataFrame, calendar: Calendar) -> DataFrame:
 def cell_sums(
     events: DataFrame, impressions: DataFrame, *, history: HistoryConfig, heads: Sequence[str], n_streams: int,
     given: Prediction, thirds_us: tuple[int, int], run_date_us: int | None = None,
-    lengths: Mapping[int, int] | None = None, untimed: Sequence[int] = (),
+    lengths: Mapping[int, int] | None = None, untimed: Sequence[int] = (), others: Sequence[str] = (),
+    together: bool = True,
 ) -> DataFrame:  # fmt: skip
     """Sums of every segment × stream × head × half × window (SCHEMA), one row each.
 
     events as in features/streams.py `event_columns`, impressions as in `statistics_rows` with segment_id.
     `thirds_us` are the two inner borders of the windows, µs since 1970 UTC. Users without events count. `lengths`
     as in `map_histories`; the recency channel of the streams in `untimed` is 0, as their events carry no recency.
+    `others` are further labels (columns label_<name>) of which only the sums of all days are made; `together` adds
+    those over all streams at once.
     """
     asked = impressions.select(
         "user_id", "event_ts", "event_id", "request_id", "item_id", "surface", "position", "segment_id", "half",
-        *[f"label_{head}" for head in heads],
+        *[f"label_{head}" for head in (*heads, *others)],
         *([f"{given.column}_{head}" for head in heads] if given.column else []),
     )  # fmt: skip
-    kernel = relevance_kernel(given, tuple(heads), n_streams, thirds_us, untimed=tuple(untimed))
+    kernel = relevance_kernel(
+        given,
+        tuple(heads),
+        n_streams,
+        thirds_us,
+        untimed=tuple(untimed),
+        others=tuple(others),
+        together=together,
+    )
     parts = map_histories(
         events,
         asked,
@@ -188,7 +206,7 @@ def _sums_table(keys: Sequence[tuple[Any, ...]], total: Sequence[Floats], **more
 
 def relevance_kernel(
     given: Prediction, heads: tuple[str, ...], n_streams: int, thirds_us: tuple[int, int], *,
-    untimed: tuple[int, ...] = (),
+    untimed: tuple[int, ...] = (), others: tuple[str, ...] = (), together: bool = True,
 ) -> Kernel:  # fmt: skip
     """Kernel for `map_histories`: the sums of one block of users, with `block` = its first user."""
 
@@ -202,36 +220,44 @@ def relevance_kernel(
         parts, tokens = recency_block(events, asked, offsets, index, n_streams=n_streams)
         usable = _has_dwell(events, asked, offsets, index, n_streams)
         past = history_values(events, asked, offsets, index)
+        groups = [
+            (int(own), side, rows)
+            for own in np.unique(segment)
+            for side in (0, 1)
+            if len(rows := np.flatnonzero((segment == own) & (half == side)))
+        ]
         keys: list[tuple[int, int, str, int, int]] = []
-        rows: list[Floats] = []
-        for head in heads:
-            y = np.asarray(frame.column(f"label_{head}").to_numpy(), np.float64)
-            p = given.of(frame, head)
+        sums: list[Floats] = []
+        for label in (*heads, *others):
+            y = np.asarray(frame.column(f"label_{label}").to_numpy(), np.float64)
+            p = given.of(frame, label)
             shared = np.column_stack([past, logit(p)])
-            for own in np.unique(segment):
-                for side in (0, 1):
-                    chosen = (segment == own) & (half == side)
-                    for window in (WHOLE, 0, 1, 2):
-                        take = np.flatnonzero(chosen if window == WHOLE else chosen & (third == window))
-                        if not len(take):
-                            continue
-                        block = block_sums(
-                            x[take], shared[take], y[take], p[take], asked.user[take],
-                            has_dwell=usable[take] if window == WHOLE else None,
-                        )  # fmt: skip
-                        keys += [(int(own), f, head, side, window) for f in range(n_streams)]
-                        rows += list(block)
-                    mine = np.flatnonzero(chosen)
-                    if len(mine):
-                        keys += [(int(own), f, head, side, BY_RECENCY) for f in range(n_streams)]
-                        rows += list(
-                            recency_sums(
-                                x[mine], parts[mine], tokens[mine], shared[mine], y[mine], p[mine],
-                                asked.user[mine],
-                            )
-                        )  # fmt: skip
+
+            def add(kind: int, found: Floats, key: tuple[int, int], label: str = label) -> None:
+                streams = range(n_streams) if kind != TOGETHER else (ALL_STREAMS,)
+                keys.extend((key[0], f, label, key[1], kind) for f in streams)
+                sums.extend(found)
+
+            for own, side, mine in groups:
+                key, user = (own, side), asked.user[mine]
+                rest = (shared[mine], y[mine], p[mine], user)
+                own_dwell = usable[mine] if label in heads else None
+                add(WHOLE, block_sums(x[mine], *rest, has_dwell=own_dwell), key)
+                if label in others:
+                    continue
+                for window in (0, 1, 2):
+                    take = mine[third[mine] == window]
+                    if len(take):
+                        add(
+                            window, block_sums(x[take], shared[take], y[take], p[take], asked.user[take]), key
+                        )
+                for kind, found in zip((WITHIN, BETWEEN), user_sums(x[mine], *rest), strict=True):
+                    add(kind, found, key)
+                add(BY_RECENCY, recency_sums(x[mine], parts[mine], tokens[mine], *rest), key)
+                if together:
+                    add(TOGETHER, gram_sums(x[mine], *rest)[None], key)
         first = [str(frame.column("user_id")[0])] * len(keys)
-        return _sums_table(keys, rows, block=pa.array(first, pa.string()))
+        return _sums_table(keys, sums, block=pa.array(first, pa.string()))
 
     return kernel
 
@@ -278,16 +304,46 @@ def block_sums(
 
     x (B, F, 6), shared (B, 4), y and p (B,), user (B,) codes, has_dwell (B, F) or None to leave the histogram empty.
     """
-    rows, n_streams, _ = x.shape
     r, w = y - p, p * (1.0 - p)
+    histogram = _histogram(x[:, :, CHANNELS.index("dwell")], y, r, w, has_dwell)
+    return _packed(_scalars(x, y, w), clustered_sums(_by_stream(x, shared), r, w, user), histogram)
+
+
+def user_sums(x: Floats, shared: Floats, y: Floats, p: Floats, user: Ints) -> tuple[Floats, Floats]:
+    """Packed `CellSums` (F, SIZE) over deviations from the user's own weighted mean, and over that mean.
+
+    Arguments as in `block_sums`. Weighted sums of squares of the two add up to those of the values themselves, so a
+    slope within users and one between them are told apart; a user's impressions of another block would be a user
+    of their own. Counts are those of the values, histograms empty.
+    """
+    r, w = y - p, p * (1.0 - p)
+    values = _by_stream(x, shared)
+    starts = np.flatnonzero(np.append(True, user[1:] != user[:-1]))
+    weight = np.maximum(np.add.reduceat(w, starts), 1e-300)
+    own = np.add.reduceat(values * w[None, :, None], starts, axis=1) / weight[None, :, None]
+    mean = np.repeat(own, np.diff(np.append(starts, len(user))), axis=1)
+    scalars, empty = _scalars(x, y, w), np.zeros((x.shape[1], 4, FINE_BINS + 1))
+    within, between = (clustered_sums(part, r, w, user) for part in (values - mean, mean))
+    return _packed(scalars, within, empty), _packed(scalars, between, empty)
+
+
+def _by_stream(x: Floats, shared: Floats) -> Floats:
+    """Channels and shared values of each stream (F, B, D)."""
+    rows, n_streams, _ = x.shape
+    values = np.empty((n_streams, rows, D))
+    values[:, :, :C] = x.transpose(1, 0, 2)
+    values[:, :, C:] = shared[None, :, :]
+    return values
+
+
+def _scalars(x: Floats, y: Floats, w: Floats) -> Floats:
+    """SCALARS of `CellSums` (F, 7)."""
+    n_streams = x.shape[1]
     presence = x[:, :, CHANNELS.index("presence")]
     tokens = np.expm1(x[:, :, CHANNELS.index("count")])
-    by_stream = np.empty((n_streams, rows, D))
-    by_stream[:, :, :C] = x.transpose(1, 0, 2)
-    by_stream[:, :, C:] = shared[None, :, :]
-    scalars = np.stack(
+    return np.stack(
         [
-            np.full(n_streams, float(rows)),
+            np.full(n_streams, float(len(y))),
             np.full(n_streams, y.sum()),
             presence.T @ y,
             presence.sum(axis=0),
@@ -297,12 +353,12 @@ def block_sums(
         ],
         axis=1,
     )
-    parts = (
-        scalars,
-        *clustered_sums(by_stream, r, w, user),
-        _histogram(x[:, :, CHANNELS.index("dwell")], y, r, w, has_dwell),
-    )
-    return np.concatenate([part.reshape(n_streams, -1) for part in parts], axis=1)
+
+
+def _packed(scalars: Floats, sums: tuple[Floats, ...], histogram: Floats) -> Floats:
+    """Vectors in the order of `CellSums.pack` (F, SIZE)."""
+    parts = (scalars, *sums, histogram)
+    return np.concatenate([part.reshape(len(scalars), -1) for part in parts], axis=1)
 
 
 def _histogram(

@@ -8,7 +8,7 @@ from typing import Any
 from pyspark.sql import Row
 from pyspark.sql import functions as F
 
-from dynamix.contracts import MASKS
+from dynamix.contracts import CELL_STATS, MASKS
 from dynamix.declarations import Declaration, base_stream
 from dynamix.errors import ConfigError, GuardError
 from dynamix.features.dwell import ALL_STREAMS
@@ -20,6 +20,8 @@ from dynamix.jobs.features import seen_events
 _VERDICT = (
     "verdict", "reason", "keep", "quota", "boost", "relevance", "relevance_lcb", "relevance_ucb", "positives", "tokens"
 )  # fmt: skip
+_SLOPES = ("dwell", "count", "match")
+"""Channels whose slopes are told apart within and between users."""
 
 
 def explain(run: Run, stream: str, *, segment: str | None = None) -> StepResult:
@@ -107,6 +109,30 @@ def _judged(run: Run, stream: str, segment: str) -> dict[str, Any]:
         "mask_version": version,
         "status": status,
         "tiers": {str(r["tier"]): {name: r[name] for name in _VERDICT} for r in rows},
+        "slopes": _slopes(run, stream, segment_id, sorted({str(r["segment_version"]) for r in rows})),
+    }
+
+
+def _slopes(run: Run, stream: str, segment_id: int, versions: Sequence[str]) -> dict[str, str]:
+    """Within- and between-user slopes by label and channel, from the newest statistics of the mask's segments."""
+    if not run.warehouse.exists(run.spark, CELL_STATS.name):
+        return {}
+    stats = run.warehouse.read(run.spark, CELL_STATS.name)
+    own = stats.where(
+        F.col("segment_version").isin(*versions)
+        & (F.col("segment_id") == segment_id)
+        & (F.col("stream") == stream)
+        & F.col("channel").isin(*_SLOPES)
+    )
+    rows = own.select(
+        "window_end", "label", "channel", "beta_within", "se_within", "beta_between", "se_between"
+    ).collect()
+    newest = max((r["window_end"] for r in rows), default=None)
+    return {
+        f"{r['label']} {r['channel']}": f"within users {r['beta_within']:+.3f} (se {r['se_within']:.3f}), "
+        f"between {r['beta_between']:+.3f} (se {r['se_between']:.3f}) log-odds per SD"
+        for r in sorted(rows, key=lambda r: (r["label"], _SLOPES.index(r["channel"])))
+        if r["window_end"] == newest
     }
 
 

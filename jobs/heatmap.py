@@ -18,7 +18,7 @@ LETTERS = {"keep": "K", "drop": "D", "boost": "B", "undecided": "·"}
 SYMBOLS = {"keep": "■", "drop": "×", "boost": "▲", "undecided": "?"}
 MEANING = {
     "keep": "keep: its relevance is shown",
-    "drop": "drop: its effect is shown to be negligible",
+    "drop": "drop: its effect is shown to be negligible beside what stays",
     "boost": "boost: it earns more room",
     "undecided": "undecided: kept, because these rows can show neither",
 }

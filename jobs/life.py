@@ -21,8 +21,9 @@ from dynamix.features.conversions import longest_window_s
 from dynamix.features.training import holdout_users
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.frames import table_frame
+from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.life import HOLD_OUT, UNDER_THE_MASK, Restoration, Watch, restorations, watch
-from dynamix.segmentation.masks import Cell, Check, Statistics
+from dynamix.segmentation.masks import REDUNDANT, Check
 
 RowsOf = Callable[[DataFrame, Calendar], DataFrame]
 """(labelled impressions, calendar) -> those that count, with `half`."""
@@ -36,7 +37,10 @@ _TIER = "*"
 
 @dataclass(frozen=True)
 class Published:
-    """The mask in force: version, the run date that made it, and the cells it drops."""
+    """The mask in force: version, the run date that made it, and the cells it drops but for redundant ones.
+
+    What a redundant cell tells alone, a kept stream tells too: alone it would be found to matter.
+    """
 
     version: str
     run_date: date
@@ -104,8 +108,9 @@ def in_force(run: Run) -> Published | None:
         return None
     masks = run.warehouse.read(run.spark, MASKS.name)
     rows = masks.where((F.col("status") == "published") & (F.col("run_date") < F.lit(run.run_date)))
+    redundant = F.col("reason").contains(REDUNDANT)
     rows = rows.groupBy("mask_version", "run_date", "seq").agg(
-        F.collect_list(F.when(~F.col("keep"), F.struct("segment_id", "stream"))).alias("dropped")
+        F.collect_list(F.when(~F.col("keep") & ~redundant, F.struct("segment_id", "stream"))).alias("dropped")
     )
     newest = rows.orderBy(F.col("run_date").desc(), F.col("seq").desc(), "mask_version").limit(1).collect()
     if not newest:

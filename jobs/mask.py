@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -14,22 +14,21 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dynamix.config import Config
-from dynamix.contracts import CELL_STATS, CHANNELS, MASK_AUDIT, MASKS, VERDICTS
+from dynamix.contracts import CELL_STATS, MASK_AUDIT, MASKS, VERDICTS
 from dynamix.errors import ConfigError, GuardError
 from dynamix.features.calendar import Calendar, midnight, since_1970
-from dynamix.features.conversions import attribution_counts, label_impressions
-from dynamix.features.recency import RecencySums
-from dynamix.features.relevance import (
-    BY_RECENCY,
-    CellSums,
-    Prediction,
-    cell_sums,
-    rate_table,
-    statistics_rows,
-    thirds,
+from dynamix.features.conversions import (
+    SETTINGS,
+    attribution_counts,
+    label_impressions,
+    setting_label,
+    with_settings,
 )
+from dynamix.features.gram import MAX_STREAMS
+from dynamix.features.relevance import Prediction, cell_sums, rate_table, statistics_rows, thirds
 from dynamix.features.streams import event_columns, hidden_attributes, stream_lengths
 from dynamix.features.training import with_segments
+from dynamix.jobs.cell_stats import TIER, Measured, stat_rows, unpacked
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.frames import held, table_frame
@@ -38,26 +37,26 @@ from dynamix.jobs.kinds import kinded_sessions
 from dynamix.jobs.life import Noted, RowsOf, Watched, watch_published, write_watch
 from dynamix.jobs.report_data import cells_from_rows
 from dynamix.jobs.sensitive import hidden_cells
-from dynamix.segmentation.effects import Effect, effect
+from dynamix.segmentation.cells import Cell, Statistics
+from dynamix.segmentation.effects import Effect
 from dynamix.segmentation.given import Rates, fit_given
 from dynamix.segmentation.life import keep_restored
-from dynamix.segmentation.masks import Cell, Check, Protection, Statistics, Verdict, judge
+from dynamix.segmentation.masks import Check, Protection, Verdict, judge
 from dynamix.segmentation.quota import Quota, RecencyStatistics, Spent, quotas
 from dynamix.segmentation.rules import global_verdicts, keep_everything, random_verdicts
 
-_TIER = "*"
-
 
 @dataclass(frozen=True)
-class Measured:
-    """Statistics of one segment version with names beside the ids."""
+class Scan:
+    """What one scan reads and makes: which rows, labels under which attribution settings, sums over all streams."""
 
-    statistics: Statistics
-    recency: RecencyStatistics
-    segment_version: str
-    names: Mapping[int, str]
-    streams: tuple[str, ...]
-    window_end: date
+    rows: RowsOf = statistics_rows
+    settings: tuple[str, ...] = ()
+    together: bool = False
+
+
+EVERYTHING = Scan(settings=SETTINGS, together=True)
+"""What the rule reads."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,9 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     segments = newest_segments(run)
     measured, result = measure(run, given, *segments)
     result.tables["cell_stats"] = _write_stats(run, measured, given)
-    watched = watch_published(run, lambda rows: measure(run, "baseline", *segments, rows=rows)[0].statistics)
+    watched = watch_published(
+        run, lambda rows: measure(run, "baseline", *segments, scan=Scan(rows))[0].statistics
+    )
     proposed = _decide(run.config, measured, watched)
     version = _version(run, measured, proposed)
     grid = _grid_rows(run, measured, proposed, version)
@@ -153,10 +154,9 @@ def _cuts(
 
 
 def measure(
-    run: Run, given: str, segments: DataFrame, version: str, names: Mapping[int, str], *,
-    rows: RowsOf = statistics_rows,
+    run: Run, given: str, segments: DataFrame, version: str, names: Mapping[int, str], *, scan: Scan = EVERYTHING
 ) -> tuple[Measured, StepResult]:  # fmt: skip
-    """Statistics of every cell under these segments (rows as in `segments`), of what `rows` takes, with counters."""
+    """Statistics of every cell under these segments (rows as in `segments`), as `scan` says, with counters."""
     spark, config = run.spark, run.config
     events = seen_events(run)
     calendar = cycle_calendar(run, events)
@@ -165,36 +165,34 @@ def measure(
         F.col("baseline_version") == calendar.baseline_version
     )
     listed = {int(r["stream_id"]): str(r["stream"]) for r in streams.select("stream_id", "stream").collect()}
-    labelled = rows(label_impressions(events, config=config), calendar)
-    read = held(with_segments(labelled, segments))
+    heads = config.heads()
+    labels = label_impressions(events, config=config)
+    if scan.settings:
+        labels = with_settings(labels, events, config=config)
+    rows = held(with_segments(scan.rows(labels, calendar), segments))
     result = StepResult(warnings=list(calendar.lost))
-    _guard(read, config, calendar, result)
-    prediction, read = _prediction(run, read, given, 1 + max(names))
+    _guard(rows, config, calendar, result)
+    others = [setting_label(head, setting) for head in heads for setting in scan.settings]
+    prediction, rows = _prediction(run, rows, given, (*heads, *others), 1 + max(names))
     history = event_columns(events, streams, stats, config, sessions=kinded_sessions(run))
     ids = {name: i for i, name in listed.items()}
     untimed = [i for i, hidden in hidden_attributes(ids, config).items() if "recency" in hidden]
+    together = scan.together and max(listed) < MAX_STREAMS
+    if scan.together and not together:
+        result.warnings.append(
+            f"{1 + max(listed)} streams, more than {MAX_STREAMS}: they are judged one by one, so of two copies both stay"
+        )
     run.note(f"mask: one scan over the histories of {result.counters['rows_read']} impressions")
     table = cell_sums(
-        history, read, history=config.history, heads=config.heads(), n_streams=1 + max(listed),
+        history, rows, history=config.history, heads=heads, n_streams=1 + max(listed),
         given=prediction, thirds_us=thirds(calendar), run_date_us=since_1970(midnight(run.run_date)),
-        lengths=stream_lengths(ids, config), untimed=untimed,
+        lengths=stream_lengths(ids, config), untimed=untimed, others=others, together=together,
     ).collect()  # fmt: skip
     counts = attribution_counts(events, config).collect()[0].asDict()
     result.counters |= {f"conversions_{k}" if k != "conversions" else k: int(v) for k, v in counts.items()}
-    sums, by_recency = {}, {}
-    for r in table:
-        if int(r["stream_id"]) not in listed:
-            continue
-        key = (int(r["segment_id"]), listed[int(r["stream_id"])], str(r["label"]), int(r["half"]))
-        if int(r["window"]) == BY_RECENCY:
-            by_recency[key] = RecencySums.unpack(r["sums"])
-        else:
-            sums[(*key, int(r["window"]))] = CellSums.unpack(r["sums"])
-    heads = tuple(config.heads())
+    statistics, recency = unpacked(table, listed, heads=heads, settings=scan.settings)
     end = (calendar.statistics.end - timedelta(microseconds=1)).date() + timedelta(days=1)
-    recency = RecencyStatistics(by_recency, heads)
-    measured = Measured(Statistics(sums, heads), recency, version, names, tuple(sorted(listed.values())), end)
-    return measured, result
+    return Measured(statistics, recency, version, names, tuple(sorted(listed.values())), end), result
 
 
 def newest_segments(run: Run) -> tuple[DataFrame, str, dict[int, str]]:
@@ -238,18 +236,19 @@ def _guard(rows: DataFrame, config: Config, calendar: Calendar, result: StepResu
         )
 
 
-def _prediction(run: Run, rows: DataFrame, given: str, n_segments: int) -> tuple[Prediction, DataFrame]:
-    """p without history, and the rows with whatever it needs."""
-    heads = run.config.heads()
+def _prediction(
+    run: Run, rows: DataFrame, given: str, labels: Sequence[str], n_segments: int
+) -> tuple[Prediction, DataFrame]:
+    """p of every label without history, and the rows with whatever it needs."""
     if given == "champion":
-        return Prediction(column="given"), _with_scores(run, rows, heads)
-    found = rate_table(rows, heads).orderBy("surface", "position", "segment_id").collect()
+        return Prediction(column="given"), _with_scores(run, rows, run.config.heads())
+    found = rate_table(rows, labels).orderBy("surface", "position", "segment_id").collect()
     rates = Rates(
         [str(r["surface"]) for r in found],
         np.array([r["position"] for r in found], np.int64),
         np.array([r["segment_id"] for r in found], np.int64),
         np.array([r["n"] for r in found], np.float64),
-        {head: np.array([r[head] for r in found], np.float64) for head in heads},
+        {label: np.array([r[label] for r in found], np.float64) for label in labels},
     )
     return fit_given(rates, kind=given, n_segments=n_segments), rows
 
@@ -275,38 +274,9 @@ def _with_scores(run: Run, rows: DataFrame, heads: Sequence[str]) -> DataFrame:
 
 
 def _write_stats(run: Run, measured: Measured, given: str) -> int:
-    rows = [
-        row
-        for cell in measured.statistics.cells
-        for head in measured.statistics.heads
-        for row in _stat_rows(measured, cell, head, given)
-    ]
-    frame = table_frame(run.spark, CELL_STATS, rows)
+    frame = table_frame(run.spark, CELL_STATS, stat_rows(measured, given))
     where = f"segment_version = '{measured.segment_version}' AND window_end = date'{measured.window_end}'"
     return run.warehouse.replace(run.spark, CELL_STATS, frame, where=where)
-
-
-def _stat_rows(measured: Measured, cell: tuple[int, str], head: str, given: str) -> list[dict[str, Any]]:
-    """The joint row with the mergeable state, and one row per channel."""
-    sums = measured.statistics.of(cell, head)
-    if sums is None:
-        return []
-    e = effect(sums)
-    shared = {
-        "segment_version": measured.segment_version, "segment_id": cell[0], "tier": _TIER, "stream": cell[1],
-        "label": head, "window_end": measured.window_end, "given": given, "half": -1,
-        "impressions": int(sums.n), "positives": int(sums.with_stream), "tokens": sums.tokens / sums.n,
-    }  # fmt: skip
-    bounds = {"relevance": e.relevance, "relevance_lcb": e.lcb, "relevance_ucb": e.ucb, "dof": e.dof}
-    rows = [{**shared, "channel": "joint", **bounds, "sums": sums.pack()}]
-    for name in CHANNELS:
-        c = e.channels[name]
-        rows.append({
-            **shared, "channel": name, "score": c.score, "information": c.information, "score_var": c.variance,
-            "beta": c.beta, "se": c.se, "relevance": c.relevance, "relevance_lcb": c.lcb, "relevance_ucb": c.ucb,
-            "dof": int(c.information > 0), "sums": [],
-        })  # fmt: skip
-    return rows
 
 
 def _tokens(measured: Measured, verdicts: Sequence[Verdict]) -> float:
@@ -343,7 +313,7 @@ def _grid_rows(run: Run, measured: Measured, decision: Decision, version: str) -
             reason = v.reason if v else "no impression of this segment in the statistics period"
             rows.append({
                 "mask_version": version, "seq": 0, "segment_version": measured.segment_version,
-                "segment_id": segment_id, "segment_name": measured.names[segment_id], "tier": _TIER,
+                "segment_id": segment_id, "segment_name": measured.names[segment_id], "tier": TIER,
                 "stream": stream, "keep": not dropped,
                 "quota": 0 if dropped else cut.events if cut else whole, "boost": 0.0,
                 "attributes": None,
@@ -364,7 +334,7 @@ def _audit_rows(decision: Decision, version: str, more: Sequence[Noted] = ()) ->
     checks += [(*cell, Check("older", cut.ucb, cut.budget, True)) for cell, cut in decision.cuts.items()]
     checks += more
     return [
-        {"mask_version": version, "segment_id": segment_id, "tier": _TIER, "stream": stream, "rule": c.rule,
+        {"mask_version": version, "segment_id": segment_id, "tier": TIER, "stream": stream, "rule": c.rule,
          "value": float(c.value), "limit": float(c.limit), "passed": bool(c.passed)}
         for segment_id, stream, c in checks
     ]  # fmt: skip

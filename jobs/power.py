@@ -10,7 +10,7 @@ from dynamix.errors import GuardError
 from dynamix.features.relevance import CellSums
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import cycle_calendar, seen_events
-from dynamix.segmentation.masks import Cell
+from dynamix.segmentation.cells import Cell
 from dynamix.segmentation.power import Power, power_of
 
 BUDGETS = (0.005, 0.001, 0.0002)

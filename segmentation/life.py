@@ -15,8 +15,9 @@ from operator import add
 from dynamix.config import MaskConfig
 from dynamix.features.relevance import CellSums
 from dynamix.segmentation.bounds import cell_budget, entropy
+from dynamix.segmentation.cells import BOTH, Cell, Statistics, population
 from dynamix.segmentation.effects import loss
-from dynamix.segmentation.masks import BOTH, Cell, Statistics, Verdict, population
+from dynamix.segmentation.masks import Verdict
 
 UNDER_THE_MASK, HOLD_OUT = 0, 1
 """Halves of the statistics of a watch."""

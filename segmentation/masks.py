@@ -7,75 +7,28 @@ neither can be shown. Source: docs/method.md A.7 with its amendments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 import numpy as np
 
 from dynamix.config import MaskConfig
-from dynamix.features.clustered import PackedSums
-from dynamix.features.relevance import WHOLE, CellSums
-from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, support_needed
-from dynamix.segmentation.effects import Curvature, Effect, curvature, effect, loss, shrink
-from dynamix.segmentation.prior import expected_losses
+from dynamix.features.relevance import CellSums
+from dynamix.segmentation.bounds import cell_budget, support_needed
+from dynamix.segmentation.cells import BOTH, Cell, Statistics
+from dynamix.segmentation.certify import Joint, joint_bound, losses
+from dynamix.segmentation.effects import Curvature, Effect, curvature, effect, shrink
+from dynamix.segmentation.robustness import Bounds, Flip, flip, lies_between_users
+from dynamix.segmentation.selection import carrier, relevance_scale
 
-Cell = tuple[int, str]
-"""(segment_id, stream)"""
-BOTH = 2
 Z95 = 1.645
 EFFECT_RULES = ("block", "equivalence", "curvature", "windows")
-SHOWN_SHARE = 0.25
-"""An effect shown by the ordering half counts from this share of the cell's budget on; below it may go."""
 MIN_STREAMS = 1
 """k_min: the most relevant streams of a segment that always stay."""
-
-
-Sums = TypeVar("Sums", bound=PackedSums)
-
-
-def of_halves(half: int, of: Callable[[int], Sums | None]) -> Sums | None:
-    """Sums of one half, or of both added where `half` is BOTH; None where there are none."""
-    found = [sums for h in ((0, 1) if half == BOTH else (half,)) if (sums := of(h)) is not None]
-    if not found:
-        return None
-    return found[0] if len(found) == 1 else found[0] + found[1]
-
-
-def in_one_segment(cells: Mapping[Any, Sums]) -> dict[Any, Sums]:
-    """Sums by keys that begin with the segment id, added up over the segments under id 0."""
-    pool: dict[Any, Sums] = {}
-    for key in sorted(cells):
-        one = (0, *key[1:])
-        pool[one] = pool[one] + cells[key] if one in pool else cells[key]
-    return pool
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Everything the rule reads: sums by (segment, stream), head, half (0, 1) and window (WHOLE, 0, 1, 2)."""
-
-    sums: Mapping[tuple[int, str, str, int, int], CellSums]
-    heads: tuple[str, ...]
-
-    @property
-    def cells(self) -> tuple[Cell, ...]:
-        return tuple(sorted({(g, f) for g, f, *_ in self.sums}))
-
-    def of(self, cell: Cell, head: str, *, half: int = BOTH, window: int = WHOLE) -> CellSums | None:
-        """Sums of one cell; both halves added when `half` is BOTH. None where there is no impression."""
-        return of_halves(half, lambda h: self.sums.get((*cell, head, h, window)))
-
-    def by_cell(self, head: str, *, half: int = BOTH) -> dict[Cell, CellSums]:
-        """Sums of every cell that has any under this head."""
-        return {c: s for c in self.cells if (s := self.of(c, head, half=half)) is not None}
-
-    def pooled(self) -> Statistics:
-        """The same with all segments as one (segment id 0): for the control `global`.
-
-        A user who changed segment counts as one cluster per segment, which leaves the variance a little low.
-        """
-        return Statistics(in_one_segment(self.sums), self.heads)
+REDUNDANT = "redundant: "
+"""Begins the reason of a drop whose relevance other streams carry: alone, such a cell does tell."""
+CARRIED_SHARE = 0.5
+"""A relevance that is shown is carried by other streams where at most this share of it is left beside them."""
 
 
 @dataclass(frozen=True)
@@ -128,23 +81,117 @@ class Protection:
     protected: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What a cell adds to the streams of its segment before it, under one head; fractions of H, all users together."""
+
+    relevance: float
+    ucb: float
+    budget: float
+
+    @property
+    def check(self) -> Check:
+        return Check("beside", self.ucb, self.budget, self.ucb <= self.budget)
+
+
+Besides = Mapping[str, Mapping[Cell, Beside]]
+"""By head, of the segments whose streams are judged beside each other."""
+
+
 def judge(
     statistics: Statistics, config: MaskConfig, *, protection: Protection = Protection()
 ) -> list[Verdict]:
     """One verdict per cell, sorted by segment and stream."""
     evidence = {head: examine(statistics, head, config, protection) for head in statistics.heads}
-    passing = {c for c in statistics.cells if all(c in e and not e[c].failed() for e in evidence.values())}
     open_ = {c for c in statistics.cells if all(c in e and e[c].effect_decides for e in evidence.values())}
-    bounds: dict[str, Joint] = {}
-    for head in statistics.heads:
-        bounds[head] = joint_bound(statistics, head, config, eligible=frozenset(open_), wanted=passing)
-        passing &= bounds[head].cells
-    dropped = passing - _most_relevant(evidence)
+    most = _most_relevant(evidence)
+
+    def wanted(joint: Joint) -> set[Cell]:
+        return _negligible(joint.cells, evidence, beside_each_other(statistics, evidence, joint, config))
+
+    joint = joint_bound(statistics, config, eligible=frozenset(open_), wanted=wanted, first=most)
+    besides = beside_each_other(statistics, evidence, joint, config)
+    passing = _negligible(joint.cells, evidence, besides)
+    flips = {c: two for c in statistics.cells if (two := flip(statistics, c, config)) is not None}
+    dropped = passing - most - flips.keys()
+    found = Findings(joint, besides, passing, dropped, flips, carriers(statistics, evidence, dropped))
     return [
-        _verdict(cell, statistics, {h: e[cell] for h, e in evidence.items()}, bounds, cell in dropped,
-                 cell in passing, config)
+        _verdict(cell, statistics, {h: e[cell] for h, e in evidence.items()}, found, config)
         for cell in statistics.cells
-    ]  # fmt: skip
+    ]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known of all cells together: the joint bound, relevance beside other streams, cells that pass every rule,
+    those of them that go, attribution settings that contradict each other, and what carries a redundant cell."""
+
+    joint: Joint
+    besides: Besides
+    passing: Collection[Cell]
+    dropped: Collection[Cell]
+    flips: Mapping[Cell, Flip]
+    carriers: Mapping[Cell, str]
+
+    def checks(self, cell: Cell, head: str) -> list[Check]:
+        """The check beside other streams, where there is one."""
+        own = self.besides[head].get(cell)
+        return [own.check] if own else []
+
+
+def beside_each_other(
+    statistics: Statistics, evidence: Mapping[str, Mapping[Cell, Evidence]], joint: Joint, config: MaskConfig
+) -> Besides:
+    """Relevance of every cell beside those before it in the order of the joint bound, on all users."""
+    if not joint.order:
+        return {head: {} for head in evidence}
+    found: dict[str, dict[Cell, Beside]] = {}
+    for head, cells in evidence.items():
+        own = losses(statistics, head, half=BOTH, order=joint.order)
+        found[head] = {}
+        for cell, e in cells.items():
+            if cell[0] in joint.order:
+                sums = statistics.all_streams(cell[0], head)
+                scale = relevance_scale(sums) if sums is not None else 0.0
+                q, budget = own[cell], cell_budget(e.effect.rate, config.delta)
+                found[head][cell] = Beside(scale * q.estimate, scale * q.upper(), budget)
+    return found
+
+
+def _negligible(
+    cells: Collection[Cell], evidence: Mapping[str, Mapping[Cell, Evidence]], besides: Besides
+) -> set[Cell]:
+    """Cells that for every head are negligible: beside other streams, and alone unless those carry what they show."""
+    return {
+        cell
+        for cell in cells
+        if all(
+            (cell not in besides[head] or besides[head][cell].check.passed)
+            and (not e[cell].failed() or is_carried(e[cell], besides[head].get(cell)))
+            for head, e in evidence.items()
+        )
+    }
+
+
+def is_carried(e: Evidence, beside: Beside | None) -> bool:
+    """Relevance alone is shown, and little of it is left beside the streams before: they tell the same."""
+    shown = e.effect_decides and e.effect.lcb > 0
+    return shown and beside is not None and beside.relevance <= CARRIED_SHARE * e.effect.relevance
+
+
+def carriers(
+    statistics: Statistics, evidence: Mapping[str, Mapping[Cell, Evidence]], dropped: Collection[Cell]
+) -> dict[Cell, str]:
+    """For each dropped cell that is not negligible alone: the kept stream beside which it says least."""
+    found = {}
+    for head, own in evidence.items():
+        for cell in sorted(c for c in dropped if own[c].failed() and c not in found):
+            sums = statistics.all_streams(cell[0], head)
+            kept = [f for g, f in statistics.cells if g == cell[0] and (g, f) not in dropped]
+            if sums is not None:
+                place = {statistics.place[f]: f for f in kept}
+                found[cell] = place[carrier(sums, statistics.place[cell[1]], list(place))]
+    return found
 
 
 def examine(
@@ -199,79 +246,6 @@ def contradictions(statistics: Statistics, cell: Cell, head: str, limit: float) 
     return sum(effect(s).lcb > limit for s in thirds if s is not None and s.n > 0)
 
 
-@dataclass(frozen=True)
-class Joint:
-    """What the joint bound certifies: the cells, and the upper bound of their total loss (fraction of H)."""
-
-    cells: frozenset[Cell]
-    loss: float
-
-
-def joint_bound(
-    statistics: Statistics, head: str, config: MaskConfig, *, eligible: frozenset[Cell], wanted: set[Cell]
-) -> Joint:
-    """A set of cells whose total loss is bounded by the budget on users that did not choose them.
-
-    One half of the users leaves out the cells whose effect it shows to be of weight, and orders the others by expected
-    loss per token, the cheapest first (segmentation/prior.py). On the other half the quadratic statistics are added
-    along that fixed order; the upper bound of their sum over 2·N·H of that half must stay within the budget, up to the
-    first failure. The halves swap, and the set with fewer `wanted` tokens is published.
-    `eligible` may rest only on rules that read no effect: a cell that entered because all users together show
-    little of it would carry that luck into the half that bounds (docs/method.md A.7 rule 3).
-    """
-    sets = [_certified(statistics, head, config, eligible, order_on=half) for half in (0, 1)]
-    return min(sets, key=lambda joint: (_tokens(statistics, head, joint.cells & wanted), -joint.loss))
-
-
-def _certified(
-    statistics: Statistics, head: str, config: MaskConfig, eligible: frozenset[Cell], *, order_on: int
-) -> Joint:
-    price: dict[Cell, float] = {}
-    losses: dict[Cell, Quadratic] = {}
-    ordering, bounding = (statistics.by_cell(head, half=half) for half in (order_on, 1 - order_on))
-    cells = sorted(eligible & ordering.keys() & bounding.keys())
-    own = [ordering[cell] for cell in cells]
-    quadratics = [loss(sums) for sums in own]
-    expected = expected_losses(quadratics, [sums.w for sums in own])[0]
-    for cell, sums, q, mean in zip(cells, own, quadratics, expected, strict=True):
-        shown = q.lower() > 0 and q.estimate > SHOWN_SHARE * _allowance(sums, config.delta)
-        if sums.tokens > 0 and not shown:
-            price[cell] = float(mean) / sums.tokens
-            losses[cell] = loss(bounding[cell])
-    n, rate = population(bounding)
-    scale = 2.0 * n * entropy(rate)
-    taken: list[Cell] = []
-    total, bound = Quadratic(), 0.0
-    for cell in sorted(price, key=lambda c: (price[c], c)):
-        total = total + losses[cell]
-        upper = total.upper() / scale if scale else float("inf")
-        if upper > config.ne_budget:
-            break
-        taken.append(cell)
-        bound = upper
-    return Joint(frozenset(taken), bound)
-
-
-def _allowance(sums: CellSums, delta: float) -> float:
-    """The cell's budget in units of the quadratic statistic: ε_cell · 2nH."""
-    rate = sums.positives / sums.n
-    return cell_budget(rate, delta) * 2.0 * sums.n * entropy(rate)
-
-
-def _tokens(statistics: Statistics, head: str, cells: frozenset[Cell]) -> float:
-    found = (statistics.of(cell, head) for cell in sorted(cells))
-    return sum(s.tokens for s in found if s is not None)
-
-
-def population(sums: Mapping[Cell, CellSums]) -> tuple[float, float]:
-    """Impressions and base rate over all segments; the cells of a segment share its impressions."""
-    segments: dict[int, CellSums] = {}
-    for (segment, _), own in sorted(sums.items(), key=lambda item: item[0]):
-        segments.setdefault(segment, own)
-    n = sum(s.n for s in segments.values())
-    return n, sum(s.positives for s in segments.values()) / n if n else 0.0
-
-
 def _most_relevant(evidence: Mapping[str, Mapping[Cell, Evidence]]) -> set[Cell]:
     """The `MIN_STREAMS` cells of each segment with the greatest relevance under any head."""
     best: dict[int, dict[Cell, float]] = {}
@@ -283,52 +257,72 @@ def _most_relevant(evidence: Mapping[str, Mapping[Cell, Evidence]]) -> set[Cell]
 
 
 def _verdict(
-    cell: Cell, statistics: Statistics, evidence: Mapping[str, Evidence], bounds: Mapping[str, Joint],
-    dropped: bool, passing: bool, config: MaskConfig,
-) -> Verdict:  # fmt: skip
+    cell: Cell, statistics: Statistics, evidence: Mapping[str, Evidence], found: Findings, config: MaskConfig
+) -> Verdict:
     head = max(evidence, key=lambda h: (evidence[h].effect.lcb, evidence[h].effect.ucb))
     e = evidence[head]
     sums = statistics.of(cell, head)
     tokens = sums.tokens / sums.n if sums is not None and sums.n else 0.0
-    verdict, reason = _say(head, e, evidence, bounds, dropped, passing, cell, config)
-    checks = (
-        *e.checks,
-        Check("total", bounds[head].loss, config.ne_budget, cell in bounds[head].cells),
-    )
+    verdict, reason = _say(head, cell, statistics, evidence, found, config)
+    total = Check("total", found.joint.loss[head], config.ne_budget, cell in found.joint.cells)
+    checks = (*e.checks, *found.checks(cell, head), total)
     return Verdict(cell[0], cell[1], verdict, reason, head, e.effect, tokens, checks)
 
 
 def _say(
-    head: str, e: Evidence, evidence: Mapping[str, Evidence], bounds: Mapping[str, Joint], dropped: bool,
-    passing: bool, cell: Cell, config: MaskConfig,
+    head: str, cell: Cell, statistics: Statistics, evidence: Mapping[str, Evidence], found: Findings,
+    config: MaskConfig,
 ) -> tuple[str, str]:  # fmt: skip
-    pct = 100.0
+    e = evidence[head]
     x = e.effect
-    numbers = f"{x.positives:.0f} positives, relevance {pct * x.relevance:.3f} % of H"
-    if dropped:
-        limit = cell_budget(x.rate, config.delta)
-        return "drop", (
-            f"negligible: {numbers}, at most {pct * x.ucb:.3f} % (budget {pct * limit:.3f} % a cell, all drops "
-            f"at most {pct * bounds[head].loss:.3f} % of {pct * config.ne_budget:.3f} %)"
-        )
-    failed = {c.rule: c for ev in evidence.values() for c in ev.failed()}
+    numbers = f"{x.positives:.0f} positives, relevance {100 * x.relevance:.3f} % of H"
+    failed = {
+        c.rule: c
+        for h, ev in evidence.items()
+        for c in [*ev.failed(), *found.checks(cell, h)]
+        if not c.passed
+    }
+    if cell in found.dropped:
+        return "drop", _why_dropped(head, cell, x, found, numbers, config)
     if "protected" in failed:
         return "keep", f"protected: {numbers}"
-    if passing:
+    if (flip := found.flips.get(cell)) is not None:
+        return "undecided", (
+            f"attribution: {flip.head} at least {100 * flip.at_least:.3f} % of H by setting {flip.matters}, at most "
+            f"{100 * flip.at_most:.3f} % by {flip.negligible}; {numbers}"
+        )
+    if cell in found.passing:
         return "keep", f"most relevant stream of its segment: {numbers}"
     if e.curvature.lcb > 0 and x.lcb <= 0:
         return "keep", (
-            f"non-monotone: squared dwell explains {pct * e.curvature.relevance:.3f} % of H, at least "
-            f"{pct * e.curvature.lcb:.3f} %; {numbers}"
+            f"non-monotone: squared dwell explains {100 * e.curvature.relevance:.3f} % of H, at least "
+            f"{100 * e.curvature.lcb:.3f} %; {numbers}"
         )
     if x.lcb > 0:
-        return "keep", f"{x.leading}: {numbers}, at least {pct * x.lcb:.3f} %, for {head}"
-    return "undecided", _why_not(failed, cell, bounds, numbers, config)
+        return "keep", _why_kept(x, numbers, head, lies_between_users(statistics, cell, head, config))
+    return "undecided", _why_not(failed, cell, found.joint, numbers, config)
 
 
-def _why_not(
-    failed: Mapping[str, Check], cell: Cell, bounds: Mapping[str, Joint], numbers: str, config: MaskConfig
-) -> str:
+def _why_dropped(head: str, cell: Cell, x: Effect, found: Findings, numbers: str, config: MaskConfig) -> str:
+    limit = 100 * cell_budget(x.rate, config.delta)
+    spent = f"all drops at most {100 * found.joint.loss[head]:.3f} % of {100 * config.ne_budget:.3f} %"
+    if cell in found.carriers:
+        left = 100 * found.besides[head][cell].ucb
+        return (
+            f"{REDUNDANT}{numbers} alone, at most {left:.3f} % beside the streams that stay, most of all "
+            f"{found.carriers[cell]} (budget {limit:.3f} % a cell, {spent})"
+        )
+    return f"negligible: {numbers}, at most {100 * x.ucb:.3f} % (budget {limit:.3f} % a cell, {spent})"
+
+
+def _why_kept(x: Effect, numbers: str, head: str, within: Bounds | None) -> str:
+    shown = f"{numbers}, at least {100 * x.lcb:.3f} %, for {head}"
+    if within is None:
+        return f"{x.leading}: {shown}"
+    return f"user-level: {shown}; within users at most {100 * within.ucb:.3f} %"
+
+
+def _why_not(failed: Mapping[str, Check], cell: Cell, joint: Joint, numbers: str, config: MaskConfig) -> str:
     """The first rule that stands in the way, in the order in which more data or another setting would help."""
     texts = {
         "tokens": "too few tokens to matter: {v:.3%} of the segment's, {limit:.3%} is the least",
@@ -338,12 +332,12 @@ def _why_not(
         "block": "may matter: up to {v:.3%} of H, budget {limit:.3%}",
         "equivalence": "dwell may matter: effect up to {v:.3f} log-odds per SD, limit {limit:.3f}",
         "windows": "relevant in {v:.0f} of 3 windows, at most {limit:.0f}",
+        "beside": "may matter beside other streams: up to {v:.3%} of H, budget {limit:.3%}",
     }
     for rule, text in texts.items():
         if rule in failed:
             return f"{text.format(v=failed[rule].value, limit=failed[rule].limit)}; {numbers}"
-    outside = [h for h, b in bounds.items() if cell not in b.cells]
     return (
         f"total budget: all drops together would not stay within {100 * config.ne_budget:.3f} % for "
-        f"{', '.join(outside)}; {numbers}"
+        f"{', '.join(joint.loss)}; {numbers}"
     )

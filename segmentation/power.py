@@ -17,8 +17,8 @@ from dynamix.segmentation.bounds import (
     entropy,
     support_needed,
 )
+from dynamix.segmentation.cells import Cell, population
 from dynamix.segmentation.effects import effect
-from dynamix.segmentation.masks import Cell, population
 
 POWER = 0.8
 """Chance with which a null cell should pass: its q is taken at this quantile of χ²."""

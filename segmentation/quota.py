@@ -15,8 +15,10 @@ import numpy as np
 from dynamix.config import MaskConfig
 from dynamix.features.recency import BUCKETS, EDGES, SHARED, WHOLE_STREAM, RecencySums, columns_of
 from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, support_needed
-from dynamix.segmentation.effects import block_test, given_rest, loss
-from dynamix.segmentation.masks import BOTH, Cell, Statistics, Verdict, in_one_segment, of_halves, population
+from dynamix.segmentation.cells import BOTH, Cell, Statistics, in_one_segment, of_halves, population
+from dynamix.segmentation.certify import judged_together, losses
+from dynamix.segmentation.effects import block_test, given_rest
+from dynamix.segmentation.masks import Verdict
 from dynamix.segmentation.prior import expected_losses
 
 _ALWAYS = SHARED + len(WHOLE_STREAM)
@@ -82,15 +84,20 @@ class Spent:
 
     @classmethod
     def by_drops(cls, statistics: Statistics, verdicts: Sequence[Verdict]) -> Spent:
-        """From the verdicts of the keep rule and the statistics they rest on."""
-        gone = [(v.segment_id, v.stream) for v in verdicts if v.verdict == "drop"]
+        """From the verdicts of the keep rule and the statistics they rest on: beside the streams that stay."""
+        gone = {(v.segment_id, v.stream) for v in verdicts if v.verdict == "drop"}
+        order = {
+            segment: tuple(sorted(streams, key=lambda f: ((segment, f) in gone, f)))
+            for segment, streams in judged_together(statistics).items()
+        }
         spent = {}
         for head in statistics.heads:
             for half in (0, 1):
                 sums = statistics.by_cell(head, half=half)
                 n, rate = population(sums)
                 scale = 2.0 * n * entropy(rate)
-                costs = (loss(sums[cell]) for cell in gone if cell in sums)
+                own = losses(statistics, head, half=half, order=order)
+                costs = (own[cell] for cell in sorted(gone) if cell in own)
                 spent[head, half] = sum(costs, Quadratic()), 1.0 / scale if scale else float("inf")
         return cls(spent)
 

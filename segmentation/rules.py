@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
-from dynamix.segmentation.masks import Cell, Protection, Statistics, Verdict
+from dynamix.segmentation.cells import Cell, Statistics
+from dynamix.segmentation.masks import Protection, Verdict
 
 
 def keep_everything(verdicts: list[Verdict]) -> list[Verdict]:

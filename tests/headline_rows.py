@@ -11,7 +11,7 @@ from dynamix.features.recency import BUCKETS, SHARED, WHOLE_STREAM, WIDTH, Recen
 from dynamix.features.relevance import FINE_BINS, WHOLE, CellSums, D, bin_centres
 from dynamix.models.batch import stream_rank
 from dynamix.models.dataset import JaggedRows
-from dynamix.segmentation.masks import Cell, Statistics
+from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.quota import RecencyStatistics
 
 HEAD = "conversion"

@@ -12,8 +12,8 @@ from benchmarks.gates_world import world_config
 from dynamix.errors import ConfigError
 from dynamix.features import sim_world as W
 from dynamix.features.relevance import CellSums
+from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.life import EXPIRED, HARMFUL, HOLD_OUT, IN_FORCE, UNDER_THE_MASK, Shown, Watch
-from dynamix.segmentation.masks import Cell, Statistics
 
 CONFIG = world_config(*SETTINGS).mask
 BY_NAME = {variant.name: variant for variant in BROKEN}

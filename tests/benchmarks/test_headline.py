@@ -17,7 +17,7 @@ from benchmarks.headline_learned import by_budget, closed_first, learned_gates
 from benchmarks.headline_table import compared, scored, table, throughputs, worth_lines
 from benchmarks.headline_world import VIEWS, HeadlineWorld, load_statistics, store_statistics, used_rows
 from dynamix.config import Config, MaskConfig, TrainConfig
-from dynamix.jobs.mask import Measured
+from dynamix.jobs.cell_stats import Measured
 from dynamix.models.dataset import JaggedRows
 
 TRAIN = TrainConfig(

@@ -25,7 +25,7 @@ from benchmarks.headline_masks import (
     whole_cells,
 )
 from dynamix.config import MaskConfig
-from dynamix.segmentation.masks import Cell
+from dynamix.segmentation.cells import Cell
 
 CONFIG = MaskConfig(delta=0.10, ne_budget=0.005)
 IDS = {"strong": 0, "weak": 1, "null": 2, "bent": 3, "rich": 4}

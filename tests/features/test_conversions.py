@@ -11,7 +11,15 @@ from pyspark.sql import SparkSession
 
 from dynamix.config import AttributionConfig, Config
 from dynamix.errors import ConfigError
-from dynamix.features.conversions import attribution_counts, label_impressions, longest_window_s
+from dynamix.features.conversions import (
+    SETTINGS,
+    attribution_counts,
+    label_impressions,
+    longest_window_s,
+    served_head,
+    setting_label,
+    with_settings,
+)
 
 pytestmark = pytest.mark.spark
 Row = dict[str, Any]
@@ -34,17 +42,18 @@ def linked(a: Row, b: Row) -> bool:
     return False
 
 
-def oracle(rows: list[Row]) -> dict[str, tuple[float, float]]:
+def oracle(rows: list[Row], *, share: float = 1.0, touch: str = "last") -> dict[str, tuple[float, float]]:
+    """Labels by the rule, with windows of `share` of their length; touch: last, first or any."""
     named = [{**row, "id": f"e{i}"} for i, row in enumerate(rows)]
     views = sorted(
         (r for r in named if r.get("event_type") == "impression"),
         key=lambda r: (r["t"], r.get("event_seq", -1), r.get("ingest", r["t"]), r["id"]),
     )
+    chosen = {"last": slice(-1, None), "first": slice(0, 1), "any": slice(None)}[touch]
     clicked: dict[str, float] = {}
     for click in (r for r in named if r.get("event_type") == "click"):
-        fitting = [v for v in views if linked(v, click) and 0 <= click["t"] - v["t"] <= 50]
-        if fitting:
-            best = fitting[-1]["id"]
+        fitting = [v for v in views if linked(v, click) and 0 <= click["t"] - v["t"] <= 50 * share]
+        for best in (v["id"] for v in fitting[chosen]):
             clicked[best] = min(clicked.get(best, click["t"]), click["t"])
     converted = set()
     for sale in (r for r in named if r.get("event_type") == "conversion"):
@@ -52,10 +61,9 @@ def oracle(rows: list[Row]) -> dict[str, tuple[float, float]]:
             v
             for v in views
             if linked(v, sale)
-            and 0 <= sale["t"] - v["t"] <= (50 if clicked.get(v["id"], 1e9) <= sale["t"] else 20)
+            and 0 <= sale["t"] - v["t"] <= share * (50 if clicked.get(v["id"], 1e9) <= sale["t"] else 20)
         ]
-        if fitting:
-            converted.add(fitting[-1]["id"])
+        converted.update(v["id"] for v in fitting[chosen])
     return {v["id"]: (float(v["id"] in clicked), float(v["id"] in converted)) for v in views}
 
 
@@ -65,7 +73,7 @@ def labels(spark: SparkSession, rows: list[Row], config: Config = CONFIG) -> dic
     return {r.event_id: (r.label_click, r.label_conversion) for r in found}
 
 
-def test_random_rows_equal_the_oracle(spark: SparkSession) -> None:
+def random_rows() -> list[Row]:
     rng = random.Random(3)
     rows: list[Row] = []
     for user in range(40):
@@ -81,9 +89,29 @@ def test_random_rows_equal_the_oracle(spark: SparkSession) -> None:
                     "event_seq": rng.choice([0, 1]),
                 }
             )
+    return rows
+
+
+def test_random_rows_equal_the_oracle(spark: SparkSession) -> None:
+    rows = random_rows()
     expected = oracle(rows)
     assert labels(spark, rows) == expected
     assert 0 < sum(c for _, c in expected.values()) < len(expected)
+
+
+def test_every_attribution_setting_equals_the_oracle_and_none_is_another(spark: SparkSession) -> None:
+    rows = random_rows()
+    events = event_frame(spark, rows)
+    found = with_settings(label_impressions(events, config=CONFIG), events, config=CONFIG).collect()
+    ways = {"short": {"share": 0.5}, "first_touch": {"touch": "first"}, "any_touch": {"touch": "any"}}
+    assert set(ways) == set(SETTINGS)
+    expected = {setting: oracle(rows, **way) for setting, way in ways.items()}  # type: ignore[arg-type]
+    for setting in SETTINGS:
+        names = [f"label_{setting_label(head, setting)}" for head in ("click", "conversion")]
+        assert {r["event_id"]: tuple(r[name] for name in names) for r in found} == expected[setting]
+    different = [oracle(rows), *expected.values()]
+    assert all(a != b for i, a in enumerate(different) for b in different[:i])
+    assert served_head(setting_label("click", "short")) == served_head("click") == "click"
 
 
 def test_odd_conversions_are_counted_once_each_and_the_latest_impression_wins(spark: SparkSession) -> None:

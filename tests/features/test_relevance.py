@@ -12,13 +12,18 @@ import pytest
 
 from dynamix.contracts import CHANNELS
 from dynamix.features.calendar import build_calendar
+from dynamix.features.gram import GramSums
 from dynamix.features.history import EventBlock, ImpressionBlock, kept_history
 from dynamix.features.recency import RecencySums
 from dynamix.features.relevance import (
+    ALL_STREAMS,
+    BETWEEN,
     BY_RECENCY,
     FINE_BINS,
     SIZE,
+    TOGETHER,
     WHOLE,
+    WITHIN,
     C,
     CellSums,
     D,
@@ -31,6 +36,7 @@ from dynamix.features.relevance import (
     position_code,
     relevance_kernel,
     thirds,
+    user_sums,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -144,6 +150,67 @@ def test_windows_add_up_except_for_the_spread_between_users() -> None:
     assert np.abs(total.aa - whole.aa).max() > 0.01  # a user is in several windows
 
 
+def test_slopes_within_and_between_users_are_those_of_deviations_and_means() -> None:
+    data = impressions()
+    x, shared, y, p, user = (data[name] for name in ("x", "shared", "y", "p", "user"))
+    w = p * (1 - p)
+    values = np.concatenate([x[:, 1], shared], axis=1)
+    mean = np.array([np.average(values[user == u], axis=0, weights=w[user == u]) for u in user])
+    within, between = (CellSums.unpack(sums[1]) for sums in user_sums(x, shared, y, p, user))
+    for found, own in ((within, values - mean), (between, mean)):
+        by_user = np.array([
+            np.append(own[user == u].T @ (y - p)[user == u], (y - p)[user == u].sum()) for u in np.unique(user)
+        ])  # fmt: skip
+        assert found.wx == pytest.approx(own.T @ w, abs=1e-9)
+        assert found.wxx == pytest.approx(own.T @ (w[:, None] * own), abs=1e-9)
+        assert found.a == pytest.approx(by_user.sum(axis=0), abs=1e-9)
+        assert found.aa == pytest.approx(by_user.T @ by_user, abs=1e-9)
+        assert not found.hist.any()
+    whole = loop(data, 1)
+    assert within.wxx + between.wxx == pytest.approx(whole.wxx, abs=1e-9)
+    assert (within + between).a[:D] == pytest.approx(whole.a[:D], abs=1e-9)
+    assert (within.n, within.tokens, between.with_stream) == (
+        whole.n,
+        pytest.approx(whole.tokens),
+        whole.with_stream,
+    )
+
+
+def test_further_labels_have_the_sums_of_all_days_only() -> None:
+    events, asked = blocks()
+    frame = asked.frame.append_column("label_click__short", asked.frame.column("label_click"))
+    asked = ImpressionBlock(asked.user, asked.ts_us, asked.request, asked.item, asked.category, frame)
+    offsets, index = kept_history(
+        events, asked, per_stream=50, total=200, embargo_us=MINUTE, run_date_us=None
+    )
+    given = Prediction(
+        ("feed",),
+        dict.fromkeys(("click", "click__short"), np.full((2, 52), -1.0)),
+        dict.fromkeys(("click", "click__short"), np.zeros(3)),
+    )
+    kernel = relevance_kernel(
+        given, ("click",), 2, (25 * MINUTE, 50 * MINUTE), others=("click__short",), together=False
+    )
+    rows = kernel(events, asked, offsets, index).to_pylist()
+    own = {
+        (r["segment_id"], r["stream_id"], r["half"]): CellSums.unpack(r["sums"])
+        for r in rows if r["label"] == "click" and r["window"] == WHOLE
+    }  # fmt: skip
+    more = {
+        (r["segment_id"], r["stream_id"], r["half"]): CellSums.unpack(r["sums"])
+        for r in rows if r["label"] == "click__short"
+    }  # fmt: skip
+    assert {r["window"] for r in rows if r["label"] == "click__short"} == {WHOLE}
+    assert not [r for r in rows if r["window"] == TOGETHER]
+    assert set(own) == set(more)
+    assert all(np.array_equal(own[key].aa, more[key].aa) and not more[key].hist.any() for key in own)
+
+
+def test_a_logged_prediction_serves_every_setting_of_its_head() -> None:
+    frame = pa.table({"given_click": [0.1, 0.7]})
+    assert Prediction(column="given").of(frame, "click__any_touch").tolist() == [0.1, 0.7]
+
+
 def test_packing_is_a_round_trip() -> None:
     vector = np.random.default_rng(0).normal(size=SIZE)
     assert np.array_equal(CellSums.unpack(vector).pack(), vector)
@@ -192,7 +259,7 @@ def test_the_kernel_gives_the_sums_of_every_segment_half_and_window() -> None:
     given = Prediction(("feed",), {"click": np.full((2, 52), -1.0)}, {"click": np.array([0.0, 0.5, -0.5])})
     table = relevance_kernel(given, ("click",), 2, (25 * MINUTE, 50 * MINUTE))(events, asked, offsets, index)
     found = {(r["segment_id"], r["stream_id"], r["half"], r["window"]): r["sums"] for r in table.to_pylist()}
-    rows = {key: CellSums.unpack(sums) for key, sums in found.items() if key[3] != BY_RECENCY}
+    rows = {key: CellSums.unpack(sums) for key, sums in found.items() if key[3] >= WHOLE}
     by_recency = {key[:3]: RecencySums.unpack(sums) for key, sums in found.items() if key[3] == BY_RECENCY}
     assert {r["block"] for r in table.to_pylist()} == {"a"}
     assert set(rows) == {
@@ -210,6 +277,11 @@ def test_the_kernel_gives_the_sums_of_every_segment_half_and_window() -> None:
         1,
     )
     assert set(by_recency) == {key[:3] for key in rows}
+    apart = {w: {key[:3] for key in found if key[3] == w} for w in (WITHIN, BETWEEN)}
+    assert apart[WITHIN] == apart[BETWEEN] == set(by_recency)
+    together = {key[:3]: GramSums.unpack(sums) for key, sums in found.items() if key[3] == TOGETHER}
+    assert set(together) == {(g, ALL_STREAMS, h) for g, _, h in by_recency}
+    assert together[1, ALL_STREAMS, 1].n == 3
     recent = by_recency[1, 0, 0]
     assert (recent.n, recent.positives, recent.w) == (2, 1, cell.w)
     assert (recent.tokens.tolist(), recent.with_bucket.tolist()) == ([3, 0, 0, 0], [1, 0, 0, 0])

@@ -13,7 +13,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from dynamix.config import load_config
-from dynamix.contracts import EBF_SESSION, MASKS
+from dynamix.contracts import CELL_STATS, EBF_SESSION, MASKS
 from dynamix.errors import ConfigError
 from dynamix.features.calendar import Period
 from dynamix.features.tables import Warehouse
@@ -82,6 +82,17 @@ def run(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Run:
         for g, name, tier, keep in cells
     ]  # fmt: skip
     run.warehouse.replace(spark, MASKS, table_frame(spark, MASKS, rows))
+    stats = [
+        {
+            "segment_version": version, "segment_id": 1, "tier": "*", "stream": "shop/view", "label": "conversion",
+            "channel": channel, "window_end": date(2024, 1, day), "given": "none", "half": -1, "impressions": 9,
+            "positives": 5, "tokens": 2.5, "dof": 1, "sums": [], "beta_within": day / 100, "se_within": 0.01,
+            "beta_between": -0.2, "se_between": 0.03,
+        }
+        for version, day in (("s0", 9), ("s1", 7), ("s1", 8))
+        for channel in ("dwell", "presence")
+    ]  # fmt: skip
+    run.warehouse.replace(spark, CELL_STATS, table_frame(spark, CELL_STATS, stats))
     return run
 
 
@@ -168,6 +179,10 @@ def test_explain_gives_the_verdict_of_the_published_mask_per_tier(run: Run) -> N
             "active": ("keep", 7, "because of m1 active"),
             "passive": ("drop", 0, "because of m1 passive"),
         }
+        assert found["slopes"] == {
+            "conversion dwell": "within users +0.080 (se 0.010), between -0.200 (se 0.030) log-odds per SD"
+        }
+    assert explain(run, "shop/view", segment="0").facts["explain"]["slopes"] == {}
 
 
 @pytest.mark.parametrize(

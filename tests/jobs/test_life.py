@@ -19,8 +19,8 @@ from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.frames import table_frame
 from dynamix.jobs.life import in_force, obsolete, still_restored, watch_published, watch_rows, write_watch
 from dynamix.models.hashing import spark_xxhash64
+from dynamix.segmentation.cells import Statistics
 from dynamix.segmentation.life import EXPIRED, HARMFUL, HOLD_OUT, IN_FORCE, UNDER_THE_MASK, Shown, Watch
-from dynamix.segmentation.masks import Statistics
 
 pytestmark = pytest.mark.spark
 DAY = date(2026, 3, 2)

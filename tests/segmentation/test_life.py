@@ -13,6 +13,7 @@ from dynamix.config import MaskConfig
 from dynamix.contracts import CHANNELS
 from dynamix.features.relevance import FINE_BINS, WHOLE, C, CellSums, D
 from dynamix.segmentation.bounds import Quadratic, cell_budget
+from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.effects import effect
 from dynamix.segmentation.life import (
     EXPIRED,
@@ -27,7 +28,7 @@ from dynamix.segmentation.life import (
     restorations,
     watch,
 )
-from dynamix.segmentation.masks import Cell, Statistics, Verdict
+from dynamix.segmentation.masks import Verdict
 
 CONFIG = MaskConfig()
 RATE = 0.05

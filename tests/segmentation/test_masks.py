@@ -14,17 +14,10 @@ from dynamix.config import MaskConfig
 from dynamix.contracts import CHANNELS
 from dynamix.features.relevance import FINE_BINS, WHOLE, C, CellSums, D, bin_centres
 from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, support_needed
+from dynamix.segmentation.cells import Cell, Statistics, population
+from dynamix.segmentation.certify import joint_bound
 from dynamix.segmentation.effects import loss
-from dynamix.segmentation.masks import (
-    Cell,
-    Protection,
-    Statistics,
-    Verdict,
-    contradictions,
-    joint_bound,
-    judge,
-    population,
-)
+from dynamix.segmentation.masks import Protection, Verdict, contradictions, judge
 from dynamix.segmentation.rules import global_verdicts, keep_everything, random_verdicts
 
 Floats = npt.NDArray[np.float64]
@@ -194,7 +187,7 @@ def test_equal_losses_are_taken_in_the_order_of_tokens() -> None:
     found = statistics(plan)
     every = frozenset(found.cells)
     certified = joint_bound(
-        found, "conversion", MaskConfig(ne_budget=0.002), eligible=every, wanted=set(every)
+        found, MaskConfig(ne_budget=0.002), eligible=every, wanted=lambda joint: joint.cells
     ).cells
     assert certified and certified == {(1, f"s{i}") for i in range(6 - len(certified), 6)}
 
@@ -203,11 +196,7 @@ def test_the_joint_bound_is_that_of_the_sum_on_the_other_half() -> None:
     plan = {(g, f): {"n": 400_000.0 / g, "tokens": g + len(f)} for g in (1, 2) for f in ("a", "bb", "ccc")}
     found = statistics(plan)
     bound = joint_bound(
-        found,
-        "conversion",
-        MaskConfig(ne_budget=0.4),
-        eligible=frozenset(found.cells),
-        wanted=set(found.cells),
+        found, MaskConfig(ne_budget=0.4), eligible=frozenset(found.cells), wanted=lambda joint: joint.cells
     )
     assert bound.cells == set(found.cells)
     expected = []
@@ -217,7 +206,7 @@ def test_the_joint_bound_is_that_of_the_sum_on_the_other_half() -> None:
         n, rate = population(found.by_cell("conversion", half=half))
         assert (n, rate) == (pytest.approx(300_000), pytest.approx(RATE))
         expected.append(total.upper() / (2 * n * entropy(rate)))
-    assert bound.loss == pytest.approx(max(expected))
+    assert bound.loss == {"conversion": pytest.approx(max(expected))}
 
 
 def test_halves_add_up_and_a_missing_half_is_the_other() -> None:
@@ -329,7 +318,10 @@ def over_budget(*, worlds: int, positives: float, sizes: list[float]) -> float:
                 eligible.add(cell)
                 if q.upper() / (2 * both.n * entropy(RATE)) <= cell_budget(RATE, CONFIG.delta):
                     wanted.add(cell)
-        bound = joint_bound(found, "conversion", CONFIG, eligible=frozenset(eligible), wanted=wanted)
+        own = frozenset(wanted)
+        bound = joint_bound(
+            found, CONFIG, eligible=frozenset(eligible), wanted=lambda joint, own=own: joint.cells & own
+        )
         over += sum(truth[c] for c in bound.cells & wanted) > CONFIG.ne_budget
     return over / worlds
 

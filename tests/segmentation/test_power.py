@@ -11,8 +11,8 @@ import pytest
 from dynamix.config import MaskConfig
 from dynamix.features.relevance import C, CellSums, D
 from dynamix.segmentation.bounds import Quadratic, cell_budget, delta_for, support_needed
+from dynamix.segmentation.cells import Cell
 from dynamix.segmentation.effects import effect
-from dynamix.segmentation.masks import Cell
 from dynamix.segmentation.power import POWER, expected, power_of
 
 CONFIG = MaskConfig()

@@ -21,7 +21,8 @@ from dynamix.features.quotas import from_newest
 from dynamix.features.recency import EDGES, SIZE, RecencySums, recency_block, recency_sums
 from dynamix.features.relevance import CellSums, block_sums, history_values, logit
 from dynamix.segmentation.bounds import Quadratic
-from dynamix.segmentation.masks import Statistics, Verdict, judge
+from dynamix.segmentation.cells import Statistics
+from dynamix.segmentation.masks import Verdict, judge
 from dynamix.segmentation.quota import RecencyStatistics, Spent, quotas
 
 HEAD = "conversion"
