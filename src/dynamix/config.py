@@ -5,17 +5,17 @@ Precedence: `--set` > `--config` > `dynamix.yaml` beside the events > defaults. 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from dynamix.config_errors import troubles
 from dynamix.declarations import Declaration, StreamOptions, declare, violations
 from dynamix.errors import ConfigError
 
@@ -338,61 +338,6 @@ def _assignment(text: str) -> dict[str, Any]:
     return cast(dict[str, Any], parsed)
 
 
-def _explain(trouble: ValidationError) -> list[str]:
-    lines = []
-    for error in trouble.errors():
-        where = ".".join(str(part) for part in error["loc"])
-        if not where:  # said of the config as a whole: its sentences name what they are about
-            lines.append(error["msg"].removeprefix("Value error, "))
-        elif error["type"] == "extra_forbidden":
-            lines.append(ConfigError.unknown_key(where, _keys_beside(error["loc"])).message)
-        else:
-            lines.append(f"config key {where!r} has value {error.get('input')!r}: {error['msg']}")
-    return lines
-
-
-def _troubles(tree: Mapping[str, Any]) -> list[str]:
-    """One sentence per violation: what hides behind a bad value is found by leaving that value out."""
-    found: list[str] = []
-    rest: dict[str, Any] = copy.deepcopy(dict(tree))
-    while True:
-        try:
-            Config.model_validate(rest)
-        except ValidationError as trouble:
-            found += _explain(trouble)
-            places = [error["loc"] for error in trouble.errors()]
-            if not all(_remove(rest, place) for place in places):
-                return found
-        else:
-            return found
-
-
-def _remove(tree: dict[str, Any], place: tuple[int | str, ...]) -> bool:
-    """Drop the value at `place`, or the nearest one around it that has a key of its own; False if there is none."""
-    around: list[tuple[dict[str, Any], str]] = []
-    node: Any = tree
-    for part in place:
-        if not isinstance(node, dict) or part not in node:
-            break
-        around.append((node, str(part)))
-        node = node[part]
-    if around:
-        owner, key = around[-1]
-        owner.pop(key)
-    return bool(around)
-
-
-def _keys_beside(place: tuple[int | str, ...]) -> list[str]:
-    """Keys that the section of an unknown key knows."""
-    section: Any = Config
-    for part in place[:-1]:
-        field = getattr(section, "model_fields", {}).get(part)
-        inner = getattr(field, "annotation", None)
-        nested = [inner, *get_args(inner)]  # dict[str, X] and X | None name X in their arguments
-        section = next((x for x in nested if hasattr(x, "model_fields")), section)
-    return sorted(section.model_fields)
-
-
 def load_config(
     *, files: Iterable[Path] = (), settings: Iterable[str] = (), base: Mapping[str, Any] | None = None
 ) -> Config:
@@ -405,4 +350,4 @@ def load_config(
     try:
         return Config.model_validate(tree)
     except ValidationError:
-        raise ConfigError("; ".join(_troubles(tree))) from None
+        raise ConfigError("; ".join(troubles(Config, tree))) from None
