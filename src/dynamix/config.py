@@ -37,7 +37,7 @@ def seconds(value: object) -> float:
 class Section(BaseModel):
     """A frozen part of the config; keys it does not know are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SessionConfig(Section):
@@ -314,7 +314,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist; check --config") from None
-    except yaml.YAMLError as trouble:
+    except OSError as trouble:
+        raise ConfigError(f"config file {path} cannot be read ({trouble.strerror}); check --config") from None
+    except (yaml.YAMLError, ValueError) as trouble:  # ValueError: no UTF-8, a date or number that is none
         raise ConfigError(f"config file {path} is not YAML: {' '.join(str(trouble).split())}") from None
     if loaded is None:
         return {}
@@ -331,7 +333,7 @@ def _assignment(text: str) -> dict[str, Any]:
         raise ConfigError(f"--set {text!r}; allowed: key=value, e.g. --set mask.ne_budget=0.005")
     try:
         parsed: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # text after all, also a date or number that is none
         parsed = value
     for name in reversed(key.strip().split(".")):
         parsed = {name: parsed}

@@ -42,12 +42,12 @@ def _explain(model: type[BaseModel], trouble: ValidationError) -> list[str]:
 
 def _remove(tree: dict[str, Any], place: tuple[int | str, ...]) -> bool:
     """Drop the value at `place`, or the nearest one around it that has a key of its own; False if there is none."""
-    around: list[tuple[dict[str, Any], str]] = []
+    around: list[tuple[dict[Any, Any], int | str]] = []
     node: Any = tree
     for part in place:
         if not isinstance(node, dict) or part not in node:
             break
-        around.append((node, str(part)))
+        around.append((node, part))
         node = node[part]
     if around:
         owner, key = around[-1]
