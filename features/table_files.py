@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import unquote, urlparse
 
 LOG = "_delta_log"
@@ -30,3 +31,23 @@ def logged_files(folder: Path) -> set[Path]:
                 if file is not None:
                     named.add(folder / unquote(urlparse(file["path"]).path))  # absolute in a clone: stays so
     return named
+
+
+def operation(commit: Path) -> str | None:
+    """Operation of a commit file, None where it does not say it."""
+    return cast("str | None", (commit_info(commit) or {}).get("operation"))
+
+
+def commit_info(commit: Path) -> dict[str, Any] | None:
+    """What a commit file says of itself, None where it says nothing."""
+    with commit.open(encoding="utf-8") as lines:
+        for line in lines:
+            info = json.loads(line).get("commitInfo")
+            if info is not None:
+                return cast("dict[str, Any]", info)
+    return None
+
+
+def local_path(url: str) -> str:
+    """Path of a file: URL or of a plain path as Delta writes it."""
+    return unquote(urlparse(url).path) if url.startswith("file:") else unquote(url)

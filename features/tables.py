@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 from dynamix.contracts import Table
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError, InputError
 from dynamix.features.spark_settings import session_settings
+from dynamix.features.table_files import commit_info, local_path, operation
 
 WRITERS = {
     "events": "ingest", "events_quarantine": "ingest", "streams": "features", "ebf_session": "features",
@@ -43,9 +45,11 @@ _MAINTENANCE = (
 _TRIES = 5
 REDACTED = "dynamix.redacted_before"
 """Table property: versions before this one held users who were forgotten since (docs/privacy.md)."""
-
-commit_hooks: list[Callable[[str, str], None]] = []
-"""Called with (`before`|`after`, table) around every commit; empty outside the crash tests."""
+_CHECK = re.compile(
+    r"DELTA_VIOLATE_CONSTRAINT_WITH_VALUES\] CHECK constraint (.{1,200}?) violated by", re.DOTALL
+)
+DISK_FULL = ("No space left", "Disk quota exceeded")
+"""How the system says it, at any depth of an error (docs/faults.md 29)."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,10 @@ class Warehouse:
     def data_version(self, spark: SparkSession, name: str) -> int:
         """Newest commit that changed rows: compaction and property changes do not count."""
         for path in reversed(self.commits(name)):
-            operation = _operation(path)
-            if operation is None:
+            did = operation(path)
+            if did is None:
                 break  # a log of another shape: let Delta say it, which is a Spark job
-            if operation not in _MAINTENANCE:
+            if did not in _MAINTENANCE:
                 return int(path.stem)
         history = DeltaTable.forPath(spark, self.path(name)).history(50)
         rows = history.where(~F.col("operation").isin(*_MAINTENANCE)).select("version").limit(1).collect()
@@ -114,7 +118,7 @@ class Warehouse:
         if not (self.root / name / "_delta_log").is_dir():
             return None
         for path in reversed(self.commits(name)):
-            text = (_commit_info(path) or {}).get("userMetadata")
+            text = (commit_info(path) or {}).get("userMetadata")
             found = json.loads(text) if text else {}
             if key in found:
                 return cast("dict[str, Any]", found)
@@ -161,7 +165,19 @@ class Warehouse:
         for column in table.columns:
             if column.check:  # with the table: ALTER TABLE would be a commit and a scan for each
                 builder = builder.property(f"delta.constraints.{column.name}_check", column.check)
-        _retry(lambda: builder.execute())
+        self._remove_empty_log(table.name)
+        try:
+            _retry(lambda: builder.execute())
+        except Exception:
+            if not self.exists(spark, table.name):
+                raise  # else another first writer has made it meanwhile (docs/faults.md 8)
+
+    def _remove_empty_log(self, name: str) -> None:
+        """A creation that was killed leaves a log without a commit, which Delta can neither read nor create."""
+        log = self.root / name / "_delta_log"
+        for folder in [*sorted((p for p in log.rglob("*") if p.is_dir()), reverse=True), log]:
+            with contextlib.suppress(OSError):  # not there, or holds a file
+                folder.rmdir()
 
     def definition(self, spark: SparkSession, name: str) -> str:
         """Hash of the config that created the table, empty where none was stored."""
@@ -293,7 +309,7 @@ class Warehouse:
                 f"table {name!r} {named} cannot be read ({type(trouble).__name__}); it was vacuumed "
                 "or its log is damaged: rerun the step that writes it"
             ) from trouble
-        paths = sorted(_local_path(url) for url in urls)
+        paths = sorted(local_path(url) for url in urls)
         gone = [path for path in paths if not Path(path).exists()]
         if gone:
             raise EnvironmentTrouble(
@@ -305,20 +321,6 @@ class Warehouse:
     def content_hash(self, spark: SparkSession, table: Table, *, where: str = "true") -> str:
         """Order-independent hash of the rows without run ids and clock columns (docs: interface 6)."""
         return content_hash(self.read(spark, table.name).where(where), table)
-
-
-def _operation(commit: Path) -> str | None:
-    """Operation of a commit file, None where it does not say it."""
-    return cast("str | None", (_commit_info(commit) or {}).get("operation"))
-
-
-def _commit_info(commit: Path) -> dict[str, Any] | None:
-    with commit.open(encoding="utf-8") as lines:
-        for line in lines:
-            info = json.loads(line).get("commitInfo")
-            if info is not None:
-                return cast("dict[str, Any]", info)
-    return None
 
 
 def content_hash(frame: DataFrame, table: Table) -> str:
@@ -354,19 +356,9 @@ def _schema(spark: SparkSession, table: Table) -> StructType:
     return cast(StructType, StructType.fromDDL(table.ddl()))
 
 
-def _local_path(url: str) -> str:
-    from urllib.parse import unquote, urlparse
-
-    return unquote(urlparse(url).path) if url.startswith("file:") else unquote(url)
-
-
 def _commit(name: str, action: Callable[[], object]) -> None:
-    for hook in commit_hooks:
-        hook("before", name)
-    with disk_full_is_said(name):
+    with trouble_is_said(name):
         _retry(action)
-    for hook in commit_hooks:
-        hook("after", name)
 
 
 def _retry(action: Callable[[], object]) -> None:
@@ -376,19 +368,31 @@ def _retry(action: Callable[[], object]) -> None:
             action()
             return
         except Exception as trouble:
-            if attempt == _TRIES - 1 or not any(name in str(trouble) for name in _CONFLICTS):
+            said = f"{type(trouble).__name__} {trouble}"  # Delta's own errors carry the name, raw Java ones the text
+            if attempt == _TRIES - 1 or not any(name in said for name in _CONFLICTS):
                 raise
             time.sleep(0.2 * 2**attempt * (1 + random.random()))
 
 
 @contextlib.contextmanager
-def disk_full_is_said(name: str) -> Iterator[None]:
-    """Turn `No space left` of any depth into an EnvironmentTrouble (fault 29)."""
+def trouble_is_said(name: str) -> Iterator[None]:
+    """Say what a write can meet, at any depth of an error, in our words.
+
+    A full disk (docs/faults.md 29) is an EnvironmentTrouble, a row that breaks a check of the table
+    (docs/faults.md 17) a GuardError; the table is unchanged by either.
+    """
     try:
         yield
     except Exception as trouble:
-        if "No space left" in str(trouble) or "Disk quota exceeded" in str(trouble):
+        text = str(trouble)
+        if any(said in text for said in DISK_FULL):
             raise EnvironmentTrouble(
                 f"disk full while writing table {name!r}; the table is unchanged: free space and run again"
+            ) from trouble
+        broken = _CHECK.search(text)
+        if broken:
+            raise GuardError(
+                f"table {name!r}: a row breaks the check {' '.join(broken[1].split())}; nothing was written: report "
+                "this with the run's log, such a row should have been quarantined"
             ) from trouble
         raise

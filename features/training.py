@@ -13,8 +13,9 @@ from pyspark.sql import functions as F
 
 from dynamix.config import Config
 from dynamix.contracts import COLD_SEGMENT, NO_DWELL_BIN, TIERS, TRAINING_ROWS
-from dynamix.features.calendar import Calendar, instant_sql
+from dynamix.features.calendar import DAY_US, Calendar, instant_sql
 from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, dwell_told, map_histories
+from dynamix.features.instants import day_sql
 from dynamix.features.quotas import HOLDOUT_PER_MILLE, NO_LIMIT, apply_quotas, quota_table
 from dynamix.features.streams import hidden_attributes, stream_lengths
 from dynamix.features.timeline import Ints
@@ -83,7 +84,8 @@ def with_segments(impressions: DataFrame, segments: DataFrame) -> DataFrame:
     Of several rows valid at that instant the one with the latest valid_from counts (ties: the greatest
     version). Users without one are in segment 0, passive, under the newest version of the table.
     """
-    midnight = F.date_trunc("day", "event_ts")
+    # not date_trunc: that is midnight in the session's zone (docs/faults.md 19)
+    midnight = F.expr(f"timestamp_micros(unix_micros(event_ts) div {DAY_US} * {DAY_US})")
     dated = impressions.withColumn("_day", midnight)
     valid = (F.col("valid_from") <= F.col("_day")) & (
         F.col("valid_to").isNull() | (F.col("_day") < F.col("valid_to"))
@@ -116,7 +118,7 @@ def _plain_columns() -> list[Column]:
     derived = {
         "impression_id": F.col("event_id"),
         "weight": F.coalesce("sample_weight", F.lit(1.0)),
-        "event_date": F.to_date("event_ts"),
+        "event_date": F.expr(day_sql("unix_micros(event_ts)")),
     }
     plain = [c for c in TRAINING_ROWS.columns if not c.name.startswith("hist_")]
     return [derived.get(c.name, F.col(c.name)).cast(c.sql_type).alias(c.name) for c in plain]

@@ -20,6 +20,7 @@ from dynamix.features.baseline import add_streams, add_users, fit_streams, user_
 from dynamix.features.calendar import Calendar, build_calendar, instant_sql, midnight
 from dynamix.features.engine import EbfTables, ebf_tables
 from dynamix.features.engine_hot import hot_users
+from dynamix.features.instants import day_sql
 from dynamix.features.session_gaps import changed_days, settle_neighbours, timeline, with_neighbours
 from dynamix.features.sessions import session_features
 from dynamix.features.streams import stream_events
@@ -88,9 +89,11 @@ def _both_tables(run: Run, inputs: Inputs) -> EbfTables:
 
 def feature_inputs(run: Run) -> Inputs:
     """Events, their version and calendar, and what must be equal in a stored table for an increment to be exact."""
+    version = run.warehouse.data_version(
+        run.spark, EVENTS.name
+    )  # first: a commit in between is then built again
     events = seen_events(run)
     calendar = cycle_calendar(run, events)
-    version = run.warehouse.data_version(run.spark, EVENTS.name)
     config = run.config.digest(*FEATURE_SECTIONS)
     opted_out = content_id(run.spark, run.warehouse, OPT_OUT.name)
     agreed = {
@@ -198,7 +201,7 @@ def _kinded(run: Run, inputs: Inputs, sessions: DataFrame, *, whole: bool = Fals
 
 def _repair_sessions(run: Run, result: StepResult, inputs: Inputs, days: list[date]) -> None:
     """Sessions that begin on the days, and stored ones elsewhere whose neighbour changed."""
-    began = F.to_date("session_start").isin(days)
+    began = F.expr(day_sql("unix_micros(session_start)")).isin(days)
     longest = int(run.config.session.max_length_s // 86_400) + 1
     reach = sorted({day + k * _DAY for day in days for k in range(longest + 1)})
     events = inputs.events if run.config.session.rule == "given" else _on(inputs.events, reach)
@@ -258,7 +261,7 @@ def _session_range(
     rows = session_features(inputs.events, config=run.config).where(where)
     rows = _kinded(run, inputs, rows)
     some = inputs.events.where("session_id IS NOT NULL").withColumn(
-        "session_date", F.to_date("session_start")
+        "session_date", F.expr(day_sql("unix_micros(session_start)"))
     )
     _write(run, result, EBF_SESSION, rows, None, where, empty=some.where(where).isEmpty())
 

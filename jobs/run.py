@@ -18,6 +18,7 @@ from dynamix.jobs.run_log import Entry, Step, fingerprint, is_done, record
 from dynamix.jobs.score import score
 from dynamix.jobs.segment import segment
 from dynamix.jobs.train import train
+from dynamix.jobs.troubles import said_plainly
 
 _IMPRESSIONS = (
     "attribution", "history", "calendar", "labels", "prediction_rows", "streams", "session.kinds"
@@ -85,7 +86,8 @@ def execute(
     run.note(f"{verb}: started")
     start = time.monotonic()
     try:
-        result = step.action(run, **({"events": source} if source else {}), **options)
+        with said_plainly(run.warehouse):
+            result = step.action(run, **({"events": source} if source else {}), **options)
     except DynamixError as trouble:
         seconds = time.monotonic() - start
         record(run, [*waiting, Entry(step, "failed", mark, StepResult(), seconds, trouble.message)])

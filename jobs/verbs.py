@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from dynamix.config import Config
 from dynamix.errors import InputError
+from dynamix.features.instants import day_sql
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.audit import audit
 from dynamix.jobs.context import Run, StepResult, new_run_id
@@ -24,6 +25,7 @@ from dynamix.jobs.report import report
 from dynamix.jobs.run import STEPS, execute, run_all
 from dynamix.jobs.session import get_spark
 from dynamix.jobs.settings import dump, store_config
+from dynamix.jobs.troubles import said_plainly
 
 
 def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:
@@ -37,7 +39,8 @@ def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:
     (run.folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     if events is not None and arguments.verb != "plan":
         store_config(run.warehouse.root, config)
-    return _dispatch(arguments, run, events), run
+    with said_plainly(run.warehouse):
+        return _dispatch(arguments, run, events), run
 
 
 def open_run(
@@ -57,7 +60,8 @@ def latest_run_date(spark: SparkSession, warehouse: Warehouse, config: Config, e
         from dynamix.features.raw import read_raw
 
         return latest_ingest(read_raw(spark, events, config=config), config=config)
-    newest = warehouse.read(spark, "events").agg(F.max(F.to_date("ingest_ts")).alias("d")).collect()[0]["d"]
+    day = F.expr(day_sql("unix_micros(ingest_ts)"))
+    newest = warehouse.read(spark, "events").agg(F.max(day).alias("d")).collect()[0]["d"]
     if newest is None:
         raise InputError.empty("table 'events'")
     return newest + timedelta(days=1)  # type: ignore[no-any-return]
@@ -88,7 +92,7 @@ def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:
     if verb == "explain":
         return explain(run, arguments.stream, segment=arguments.segment)
     options: dict[str, Any] = {}
-    for name in ("allow_empty", "rebuild", "given", "truth", "model"):
+    for name in ("allow_empty", "rebuild", "given", "truth", "model", "register_from"):
         value = getattr(arguments, name, None)
         if value:
             options[name] = value

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from cycles import SMALL, finished_cycle, leave_cycle, open_world
+from faults.points import AFTER, watched
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from dynamix.contracts import TABLES
 from dynamix.errors import GuardError
-from dynamix.features import tables
 from dynamix.features.simulate import simulate
 from dynamix.jobs.arm_rows import grid_cells, load_version, mask_rows, stream_scales
 from dynamix.jobs.cli import main
@@ -75,16 +75,12 @@ def cycle(spark: SparkSession, world: Path, tmp_path_factory: pytest.TempPathFac
     warehouse = world.parent / "warehouse"
     first = open_world(spark, world, warehouse, *SMALL)
 
-    def die(moment: str, table: str) -> None:
-        if moment == "after" and table == "masks":
+    def die(moment: str, point: str) -> None:
+        if (moment, point) == (AFTER, "mask/masks"):
             raise Killed
 
-    tables.commit_hooks.append(die)
-    try:
-        with pytest.raises(Killed):
-            run_all(first, events=str(world))
-    finally:
-        tables.commit_hooks.remove(die)
+    with watched(die), pytest.raises(Killed):
+        run_all(first, events=str(world))
     settings = [part for value in SMALL for part in ("--set", value)]
     line = readme_command("run", EVENTS=world, W=warehouse)
     outcome = command(*line, *settings, "--truth", str(world / "truth_impressions"))

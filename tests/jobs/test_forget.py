@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -137,15 +138,20 @@ def others(run: Run) -> dict[str, set[tuple[Any, ...]]]:
 
 
 def dying_at(calls: int) -> Any:
-    """A commit hook that ends the process at the given call, counted over before and after."""
-    left = [calls]
+    """The writer's commit that ends the process at the given call, counted over before and after."""
+    left, commit = [calls], tables._commit
 
-    def hook(moment: str, table: str) -> None:
+    def count() -> None:
         left[0] -= 1
         if left[0] == 0:
             raise Killed
 
-    return hook
+    def dying(name: str, action: Any) -> None:
+        count()
+        commit(name, action)
+        count()
+
+    return dying
 
 
 @pytest.fixture(scope="module")
@@ -161,15 +167,12 @@ def story(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Stor
     assert all_versions(run) == held
     deaths = 0
     for calls in (2, 9):  # after a row is hidden and before its file is written anew; between two tables
-        hook = dying_at(calls)
-        tables.commit_hooks.append(hook)
         try:
-            last = forget(run, users=request)
+            with patch.object(tables, "_commit", dying_at(calls)):
+                last = forget(run, users=request)
             break
         except Killed:
             deaths += 1
-        finally:
-            tables.commit_hooks.remove(hook)
     else:
         last = forget(run, users=request)
     after = all_versions(run)

@@ -83,6 +83,17 @@ def test_missing_column_and_lost_file_are_said(table: Callable[..., pa.Table], t
         load_rows([str(tmp_path / "none.parquet")], heads=HEADS, item_buckets=50)
 
 
+def test_fault_41_columns_are_taken_by_name_in_any_order(
+    table: Callable[..., pa.Table], tmp_path: Path
+) -> None:
+    source = table([2, 0, 3])
+    pq.write_table(source, tmp_path / "a.parquet")
+    pq.write_table(source.select(source.column_names[::-1]), tmp_path / "b.parquet")
+    one, two = (load_rows([str(tmp_path / f"{name}.parquet")], heads=HEADS, item_buckets=50) for name in "ab")
+    for name in ("impression", "segment", "surface", "dense", "stream", "z", "item", "dwell_bin"):
+        assert np.array_equal(getattr(one, name), getattr(two, name)), name
+
+
 def test_unequal_history_arrays_are_refused(table: Callable[..., pa.Table]) -> None:
     source = table([2, 1])
     short = pa.array([[0.0], [0.0]], pa.list_(pa.float32()))
