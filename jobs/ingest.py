@@ -75,11 +75,21 @@ def ingest(run: Run, *, events: str, allow_empty: bool = False, rebuild: bool = 
     if mark is not None and reading.since is not None and _ingest_new(run, source, mark, reading, result):
         return result
     run.note(f"ingest: the whole source, {result.facts['reading']}")
-    _ingest_all(run, source, result)
+    _ingest_all(run, source, result, frozen=_frozen(run.run_date, mark))
     return result
 
 
-def _ingest_all(run: Run, source: Source, result: StepResult) -> None:
+def _frozen(run_date: date, mark: Mark | None) -> Baseline | None:
+    """The older baseline under which this run date was ingested before, None where it has to be fitted.
+
+    A repeat of an increment, as after a crash, must end with the increment's rows (docs/faults.md 2).
+    """
+    if mark is None or mark.until != run_date or mark.baseline.fitted >= run_date:
+        return None
+    return mark.baseline
+
+
+def _ingest_all(run: Run, source: Source, result: StepResult, *, frozen: Baseline | None) -> None:
     lazy = split_raw(source.raw, config=run.config, run_id=run.run_id, until=midnight(run.run_date))
     split = lazy.on(held(lazy.judged))
     tally = tally_rows(split)
@@ -87,7 +97,7 @@ def _ingest_all(run: Run, source: Source, result: StepResult) -> None:
     run.note(balance_line(tally))
     result.counters.update(tally.counters())
     settled = held(_settle(split.good, run.config))
-    baseline = _fit_baseline(run, settled, tally, result)
+    baseline = frozen or _fit_baseline(run, settled, tally, result)
     capped = _finish(settled, baseline)
     if tally.kept:
         _pass_gate(run, capped.drop("unknown_stream"), tally.kept, result)

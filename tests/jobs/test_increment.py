@@ -21,7 +21,7 @@ from dynamix.jobs.baseline import Baseline, Mark, stored_mark
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import features
 from dynamix.jobs.increment import choose_reading
-from dynamix.jobs.ingest import ingest
+from dynamix.jobs.ingest import _frozen, ingest
 
 pytestmark = pytest.mark.spark
 
@@ -194,6 +194,17 @@ def test_what_is_read_follows_from_the_state_of_the_table(
     reading = choose_reading(run, raw, mark, rebuild=False)
     assert reading.since == (reads and date(2026, 1, reads))
     assert why in reading.reason
+
+
+@pytest.mark.parametrize(
+    ("until", "fitted", "kept"),
+    [(5, 4, True), (5, 5, False), (4, 4, False), (6, 4, False)],
+)
+def test_a_repeat_of_an_increment_keeps_its_baseline(until: int, fitted: int, kept: bool) -> None:
+    """As after a crash behind the commit of events: the run of the 5th again, whatever table it finds."""
+    mark = _state(date(2026, 1, until), rows=3, rows_new=1, since=None, fitted=date(2026, 1, fitted))
+    assert _frozen(date(2026, 1, 5), mark) == (mark.baseline if kept else None)
+    assert _frozen(date(2026, 1, 5), None) is None
 
 
 def test_a_source_that_lost_rows_is_refused(spark: SparkSession, tmp_path: Path) -> None:
