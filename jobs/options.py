@@ -73,6 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
     train = verb("train", "train the arms, judge them, register the winner")
     _warehouse(train)
     train.add_argument("--truth", type=Path, help="truth_impressions of a simulated world")
+    train.add_argument(
+        "--register-from",
+        metavar="RUN",
+        help="register what this run trained when the tracking store failed it",
+    )
     train.add_argument("--require-champion", action="store_true", help="exit 4 if nothing is promoted")
     score = verb("score", "score impressions with the registered ranker")
     _warehouse(score)

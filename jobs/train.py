@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dynamix.errors import ConfigError, EnvironmentTrouble
+from dynamix.errors import ConfigError
 from dynamix.jobs.arm_rows import ArmRows, build_arms, load_truth, load_version, set_status
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.life import obsolete
+from dynamix.jobs.registration import EVIDENCE, MODEL, Registration
 from dynamix.models.contest import (
     GLOBAL,
     KEEP_ALL,
@@ -34,7 +36,6 @@ from dynamix.models.contest import (
 )
 from dynamix.models.evidence import Verdict, write_evidence
 from dynamix.models.registry import (
-    CHALLENGER,
     CHAMPION,
     RANKER,
     ChildRun,
@@ -42,9 +43,6 @@ from dynamix.models.registry import (
     Version,
     artefact_folder,
     find,
-    log_training,
-    move_alias,
-    register_ranker,
 )
 from dynamix.models.service import RankerService, write_artefacts
 from dynamix.models.throughput import Throughput, measure, time_by_tokens
@@ -64,40 +62,49 @@ class Decision:
 
 
 def train(
-    run: Run, *, truth: Path | None = None, tracking_uri: str = "", warm_start: str | None = None
+    run: Run,
+    *,
+    truth: Path | None = None,
+    tracking_uri: str = "",
+    warm_start: str | None = None,
+    register_from: str | None = None,
 ) -> StepResult:
     """Retire an obsolete mask, train keep-all, masked and one-mask-for-all on the same rows and seeds, gate, register.
 
     Gates read validation rows outside the hold-out; the test part is evaluated once, after them. Writes
     `training_rows`, the statuses of `masks`, and under the run's folder evidence.json, predictions.parquet
     and the model. GuardError (exit 4) without mature rows or with one class only; EnvironmentTrouble
-    (exit 5) if the tracking store fails, everything but the registration being on disk by then.
+    (exit 5) if the tracking store fails, everything but the registration being on disk by then:
+    `register_from` names such a run, and then its model is registered and nothing trained (docs/faults.md 36).
     """
     if warm_start is not None:
         raise ConfigError.bad_value("--warm-start", warm_start, "not yet: leave it out, training starts cold")
     config = run.config.train
     registry = Registry(run.warehouse.private, tracking_uri)
+    if register_from is not None:
+        kept = Registration.load(run.folder.parent, register_from)
+        return StepResult(facts=dict(_registered(run, registry, register_from, kept)))
+    champion = find(registry, RANKER, CHAMPION)  # a store that is down is said before hours of training
     retired = _retire_obsolete(run)
     arms = build_arms(run)
     contest = hold(
         arms.rows, n_streams=arms.n_streams, n_segments=arms.n_segments, config=config, progress=run.note,
         truth=load_truth(truth),
     )  # fmt: skip
-    decision = decide(run, contest, registry, arms)
+    decision = decide(run, contest, registry, arms, champion)
     speed = _throughput(contest, run)
     tests = {name: arm.part("test", batch_size=4 * config.batch_size) for name, arm in contest.arms.items()}
     content = evidence(run, contest, decision, arms, speed, tests)
-    path = write_evidence(run.folder / "evidence.json", content)
+    write_evidence(run.folder / EVIDENCE, content)
     _write_predictions(run, contest, tests)
-    folder = _save(run, decision.winner, arms)
+    _save(run, decision.winner, arms)
     result = _result(contest, decision, arms, content)
     if decision.status and arms.rows[MASKED][0]:
         result.tables["masks"] = set_status(run, arms.rows[MASKED][0], decision.status)
-    version, alias = _register(run, registry, contest, decision, arms, speed, content, path, folder)
-    content = {**content, "model": {"name": RANKER, "version": version.version}, "alias": alias}
-    write_evidence(path, content)
-    result.facts |= retired | {"model": version.address, "model_version": version.version, "alias": alias}
-    run.note(f"train: {version.address} is {alias}; {decision.ranker.reason}")
+    registration = _registration(run, contest, decision, arms, speed)
+    registration.store(run.folder)
+    result.facts |= retired | _registered(run, registry, run.run_id, registration)
+    run.note(f"train: {result.facts['model']} is {result.facts['alias']}; {decision.ranker.reason}")
     return result
 
 
@@ -112,7 +119,19 @@ def _retire_obsolete(run: Run) -> dict[str, str]:
     return {"retired": f"{version} {why}"}
 
 
-def decide(run: Run, contest: Contest, registry: Registry, arms: ArmRows) -> Decision:
+def _registered(run: Run, registry: Registry, run_id: str, registration: Registration) -> dict[str, str]:
+    """Register what the training `run_id` left; facts of the version, which its evidence names from then on."""
+    folder = run.folder.parent / run_id
+    version, alias = registration.register(registry, folder)
+    content = json.loads((folder / EVIDENCE).read_text(encoding="utf-8"))
+    model = {"name": RANKER, "version": version.version}
+    write_evidence(folder / EVIDENCE, {**content, "model": model, "alias": alias})
+    return {"model": version.address, "model_version": version.version, "alias": alias}
+
+
+def decide(
+    run: Run, contest: Contest, registry: Registry, arms: ArmRows, champion: Version | None
+) -> Decision:
     """Both gates on validation rows: masked wins if its gate passes, else keep-all; then against the champion."""
     config, budget = run.config.train, run.config.mask.ne_budget
     masks = judge_mask(contest, ne_budget=budget, config=config)
@@ -120,7 +139,6 @@ def decide(run: Run, contest: Contest, registry: Registry, arms: ArmRows) -> Dec
     for head, verdict in masks.items():
         run.note(f"train: mask gate, {head}: {verdict.reason}")
     winner = contest.arms[MASKED if status == "published" else KEEP_ALL]
-    champion = find(registry, RANKER, CHAMPION)
     p = None if champion is None else _champion_scores(run, registry, champion, contest, arms)
     ranker = judge_ranker(contest, winner, p, ne_budget=budget, config=config)
     return Decision(winner, masks, status, ranker, champion)
@@ -207,9 +225,9 @@ def _write_predictions(run: Run, contest: Contest, tests: Mapping[str, Part]) ->
     pq.write_table(pa.concat_tables(tables), run.folder / "predictions.parquet")
 
 
-def _save(run: Run, winner: Arm, arms: ArmRows) -> Path:
+def _save(run: Run, winner: Arm, arms: ArmRows) -> None:
     preparation = arms.preparation(run, mask_version=winner.mask_version, surfaces=winner.rows.surfaces)
-    return write_artefacts(run.folder / "model", winner.best().model, preparation, example=winner.rows)
+    write_artefacts(run.folder / MODEL, winner.best().model, preparation, example=winner.rows)
 
 
 def _result(contest: Contest, decision: Decision, arms: ArmRows, content: Mapping[str, object]) -> StepResult:
@@ -236,43 +254,20 @@ def _result(contest: Contest, decision: Decision, arms: ArmRows, content: Mappin
     return result
 
 
-def _register(
-    run: Run,
-    registry: Registry,
-    contest: Contest,
-    decision: Decision,
-    arms: ArmRows,
-    speed: list[Throughput],
-    content: Mapping[str, object],
-    path: Path,
-    folder: Path,
-) -> tuple[Version, str]:
-    """Log the runs, register the winner, move the aliases that its gate allows; its version and alias."""
+def _registration(
+    run: Run, contest: Contest, decision: Decision, arms: ArmRows, speed: list[Throughput]
+) -> Registration:
+    """What the registry is told of this training."""
     tags = {
         "mask_version": decision.winner.mask_version, "segment_version": arms.segment_version,
         "config_hash": run.config.digest(), "run_id": run.run_id, "run_date": str(run.run_date),
         "training_rows_version": str(arms.table_version), "label_meaning": run.config.meaning(contest.head),
     }  # fmt: skip
-    metrics = _version_metrics(contest, decision.winner, speed)
-    try:
-        run_id = log_training(
-            registry, parent=f"train {run.run_id}", children=_children(contest), params=run.config.train.model_dump(),
-            metrics=metrics, tags=tags, evidence=path,
-        )  # fmt: skip
-        challenger = find(registry, RANKER, CHALLENGER)
-        version = register_ranker(
-            registry, folder=folder, run_id=run_id, metrics=metrics, tags=tags, example=example_request(run, arms),
-            evidence=path,
-        )  # fmt: skip
-        before = challenger.version if challenger else None
-        move_alias(registry, RANKER, CHALLENGER, version.version, expected=before)
-        if not decision.ranker.passed:
-            return version, CHALLENGER
-        champion = decision.champion.version if decision.champion else None
-        move_alias(registry, RANKER, CHAMPION, version.version, expected=champion)
-    except EnvironmentTrouble as trouble:
-        raise EnvironmentTrouble(f"{trouble.message} (model kept in runs/{run.run_id}/model)") from trouble
-    return version, CHAMPION
+    return Registration(
+        parent=f"train {run.run_id}", children=tuple(_children(contest)), params=run.config.train.model_dump(),
+        metrics=_version_metrics(contest, decision.winner, speed), tags=tags, example=example_request(run, arms),
+        passed=decision.ranker.passed, champion=decision.champion.version if decision.champion else None,
+    )  # fmt: skip
 
 
 def _version_metrics(contest: Contest, winner: Arm, speed: list[Throughput]) -> dict[str, float]:
