@@ -11,7 +11,7 @@ BIN := .venv/bin
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 PY := $(BIN)/python
 
-.PHONY: help setup demo test test-all bench lint notebooks bundle lock clean
+.PHONY: help setup demo test test-all faults bench lint notebooks bundle lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ test: setup ## the suite that CI runs
 
 test-all: setup ## the suite with crash matrix, soak and large fuzz
 	@$(PY) -m pytest $(SIDE_BY_SIDE)
+
+faults: setup ## the tests of docs/faults.md, then its 44 rows with their outcomes and the crash matrix
+	@$(PY) -m tests.faults
 
 PART ?= worlds
 bench: setup ## the claims of the README, measured on this machine (PART=worlds, headline, gates, segmenters, features, increment, quality or kernels)

@@ -1,0 +1,125 @@
+"""A small world in two deliveries, its two undisturbed cycles, and the warehouse before every step of both."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+from cycles import SMALL, open_world
+from faults.points import AFTER, DURING, watched
+from faults.processes import copy_warehouse
+from pyspark.sql import SparkSession
+
+from dynamix.contracts import TABLES
+from dynamix.features.simulate import simulate
+from dynamix.features.tables import Warehouse, content_hash
+from dynamix.jobs.run import STEPS, run_all
+
+SETTINGS = (*SMALL, "segmentation.k_max=2", "mask.ne_budget=0.45")
+DAYS, USERS = 14, 300
+_UNCOUNTED = {"scores": ("model_version",)}
+"""A run that is killed after it registered a model registers another: the same model under the next number."""
+
+
+@dataclass
+class Cycle:
+    """An undisturbed `run`: every point in order; before each step the warehouse, after it each table's content."""
+
+    world: Path
+    bases: dict[str, Path] = field(default_factory=dict)
+    contents: dict[str, dict[str, str]] = field(default_factory=dict)
+    points: list[str] = field(default_factory=list)
+
+    def after(self, step: str) -> Path:
+        """The warehouse as the step left it."""
+        return self.bases[[*STEPS, "end"][list(STEPS).index(step) + 1]]
+
+
+def deliveries(folder: Path) -> tuple[Path, Path]:
+    """(world as of the last day but one, the same with the last day): its rows come in a file of their own."""
+    whole, first, second = folder / "whole", folder / "first", folder / "second"
+    simulate(whole, preset="S0", users=USERS, days=DAYS, seed=3)
+    events = pads.dataset(whole / "events", format="parquet").to_table()
+    seen = pc.max_element_wise(events["event_ts"], events["ingest_ts"])
+    morning = pc.min(seen).as_py().replace(hour=0, minute=0, second=0, microsecond=0)
+    border = morning + timedelta(days=DAYS - 1)
+    (first / "events").mkdir(parents=True)
+    shutil.copy2(whole / "dynamix.yaml", first)
+    early = pc.less(seen, border)
+    pq.write_table(events.filter(early), first / "events" / "1.parquet")
+    shutil.copytree(first, second)
+    pq.write_table(events.filter(pc.invert(early)), second / "events" / "2.parquet")
+    return first, second
+
+
+def calm_cycle(spark: SparkSession, world: Path, base: Path, folder: Path) -> Cycle:
+    """Run the whole cycle on a copy of `base` and keep what a crash is measured against."""
+    cycle = Cycle(world)
+    steps = list(STEPS)
+    place = folder / "calm"
+    if base.exists():
+        copy_warehouse(base, place)
+    else:
+        place.mkdir(parents=True)
+    keep(cycle, place, steps[0], folder)
+
+    def hook(moment: str, point: str) -> None:
+        if moment == DURING and point not in cycle.points:
+            cycle.points.append(point)
+        step, _, what = point.partition("/")
+        if moment == AFTER and what == "run_log":
+            cycle.contents[step] = contents(spark, place, known=_last(cycle), base=cycle.bases[step])
+            keep(cycle, place, [*steps, "end"][steps.index(step) + 1], folder)
+
+    with watched(hook):
+        run_all(open_world(spark, world, place, *SETTINGS), events=str(world))
+    return cycle
+
+
+def keep(cycle: Cycle, place: Path, step: str, folder: Path) -> None:
+    """A copy of the warehouse as it is before the step."""
+    cycle.bases[step] = folder / f"before-{step}"
+    copy_warehouse(place, cycle.bases[step])
+
+
+def _last(cycle: Cycle) -> dict[str, str]:
+    return list(cycle.contents.values())[-1] if cycle.contents else {}
+
+
+def contents(spark: SparkSession, place: Path, *, known: Mapping[str, str], base: Path) -> dict[str, str]:
+    """Content hash of each table; of one with the commits of `base` the `known` hash is taken.
+
+    Statuses of masks are no content of theirs (a later step writes them) and are added in words.
+    """
+    warehouse, found = Warehouse(place), {}
+    for name, table in TABLES.items():
+        commits = warehouse.commits(name)
+        if name == "run_log" or not commits:
+            continue
+        if name in known and [c.read_bytes() for c in commits] == [
+            c.read_bytes() for c in Warehouse(base).commits(name)
+        ]:
+            found[name] = known[name]
+            continue
+        frame = warehouse.read(spark, name).drop(*_UNCOUNTED.get(name, ()))
+        columns = tuple(c for c in table.columns if c.name in frame.columns)
+        kept = type(table)(name, table.key, columns, unhashed=table.unhashed)
+        found[name] = content_hash(frame, kept)
+        if name == "masks":
+            rows = frame.select("mask_version", "status").distinct().collect()
+            found["masks.status"] = ", ".join(sorted(f"{r[0]} {r[1]}" for r in rows))
+    if "masks" in found and "masks.status" not in found:
+        found["masks.status"] = known["masks.status"]
+    return found
+
+
+def run_command(world: Path, place: Path) -> list[str]:
+    """Arguments of `dynamix run` under the settings of these cycles."""
+    given = [part for value in SETTINGS for part in ("--set", value)]
+    return ["run", "--events", str(world), "--warehouse", str(place), "--quiet", *given]
