@@ -201,7 +201,7 @@ FAULTS: dict[int, Fault] = {
     28: Fault(
         "VACUUM or OPTIMIZE during a job",
         (
-            f"{_WRITERS}28_readers_keep_their_snapshot_and_a_retention_below_the_default_is_refused",
+            f"{_WRITERS}28_readers_of_a_version_keep_it",
             "tests/features/test_tables.py::test_compaction_makes_a_version_but_no_change_of_rows",
         ),
     ),

@@ -23,6 +23,7 @@ from dynamix.features.events import split_raw
 from dynamix.features.increment import neighbours, touched_chains
 from dynamix.features.sessions import assign_sessions
 from dynamix.features.training import with_segments
+from dynamix.jobs.ingest import _settle
 
 pytestmark = pytest.mark.spark
 
@@ -69,8 +70,7 @@ def _after_the_bridge(spark: SparkSession, *, near: bool) -> dict[str, str]:
 
 
 def _settled(events: DataFrame) -> DataFrame:
-    logged = events.drop("session_id", "session_start").withColumn("dwell_logged_ms", F.col("dwell_ms"))
-    return derive_dwell(assign_sessions(logged, config=Config()), config=Config())
+    return _settle(events.drop("session_id", "session_start", "dwell_status", "dwell_logged_ms"), Config())
 
 
 def test_fault_12_without_the_stored_neighbours_of_a_late_event_both_sessions_stay(
