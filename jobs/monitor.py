@@ -93,7 +93,7 @@ def observe(run: Run) -> Observed:
     notes: list[str] = []
     mask = mask_in_use(run)
     if mask is None:
-        notes.append("mask age and PSI: no mask version yet, run `dynamix mask`")
+        notes.append("mask age and PSI: no mask is published or proposed, run `dynamix mask`")
     return Observed(
         run.run_date,
         mask,

@@ -114,17 +114,17 @@ def test_fault_37_an_alias_that_moved_since_the_comparison_stays_where_it_is(reg
     assert _carried(registry) != "2"
 
 
-def _race(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def _race(registry: Registry, monkeypatch: pytest.MonkeyPatch, *, patience_s: float) -> list[str]:
     """Versions whose training moved the alias, of two that compared with the same base at the same time.
 
-    Both wait for each other after they have read the alias, for a second at most.
+    Both wait for each other after they have read the alias; under the lock only one can read, and waits in vain.
     """
     meeting, moved, real = threading.Barrier(2), [], find
 
     def read(*given: object) -> object:
         found = real(*given)  # type: ignore[arg-type]
         with contextlib.suppress(threading.BrokenBarrierError):
-            meeting.wait(1)
+            meeting.wait(patience_s)
         return found
 
     def train(version: str) -> None:
@@ -146,9 +146,9 @@ def test_fault_37_of_two_trainings_that_race_for_the_alias_one_wins(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The protection taken away, the lock, both believe that they have won."""
-    moved = _race(registry, monkeypatch)
+    moved = _race(registry, monkeypatch, patience_s=1)
     assert moved == [_carried(registry)]
     with module._client(registry) as store:
         store.MlflowClient().delete_registered_model_alias(RANKER, CHALLENGER)
     monkeypatch.setattr(module, "_lock", lambda registry: contextlib.nullcontext())
-    assert len(_race(registry, monkeypatch)) == 2
+    assert len(_race(registry, monkeypatch, patience_s=60)) == 2
