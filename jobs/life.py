@@ -19,6 +19,7 @@ from dynamix.errors import GuardError
 from dynamix.features.calendar import Calendar, Period, midnight
 from dynamix.features.conversions import longest_window_s
 from dynamix.features.training import holdout_users
+from dynamix.jobs.cell_stats import TIER
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.frames import table_frame
 from dynamix.segmentation.cells import Cell, Statistics
@@ -32,7 +33,6 @@ Noted = tuple[int, str, Check]
 COST, RESTORED = "cost", "restored by "
 """Rules of `mask_audit`: what the drops cost (one row a version), and who showed that a cell has to come back."""
 EVERY_STREAM = "*"
-_TIER = "*"
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def write_watch(run: Run, watched: Watched, result: StepResult) -> None:
     result.facts["watch"] = f"{watched.published.version} {watched.today.reason}"
     version, limit = watched.published.version, run.config.mask.ne_budget
     row: dict[str, Any] = {
-        "mask_version": version, "segment_id": COLD_SEGMENT, "tier": _TIER, "stream": EVERY_STREAM, "rule": COST,
+        "mask_version": version, "segment_id": COLD_SEGMENT, "tier": TIER, "stream": EVERY_STREAM, "rule": COST,
         "value": watched.today.cost, "limit": limit, "passed": watched.today.cost <= limit,
     }  # fmt: skip
     where = f"mask_version = '{version}' AND rule = '{COST}'"

@@ -48,11 +48,15 @@ from dynamix.segmentation.rules import global_verdicts, keep_everything, random_
 
 @dataclass(frozen=True)
 class Scan:
-    """What one scan reads and makes: which rows, labels under which attribution settings, sums over all streams."""
+    """What one scan reads and makes: which rows, labels under which attribution settings, sums over all streams.
+
+    `whole`: of the heads, too, only the sums of all rows, without windows, parts, recency and bins of dwell.
+    """
 
     rows: RowsOf = statistics_rows
     settings: tuple[str, ...] = ()
     together: bool = False
+    whole: bool = False
 
 
 EVERYTHING = Scan(settings=SETTINGS, together=True)
@@ -77,9 +81,10 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     given = given or run.config.mask.given
     segments = newest_segments(run)
     measured, result = measure(run, given, *segments)
+    result.counters |= _fates(run)
     result.tables["cell_stats"] = _write_stats(run, measured, given)
     watched = watch_published(
-        run, lambda rows: measure(run, "baseline", *segments, scan=Scan(rows))[0].statistics
+        run, lambda rows: measure(run, "baseline", *segments, scan=Scan(rows, whole=True))[0].statistics
     )
     proposed = _decide(run.config, measured, watched)
     version = _version(run, measured, proposed)
@@ -172,7 +177,8 @@ def measure(
     rows = held(with_segments(scan.rows(labels, calendar), segments))
     result = StepResult(warnings=list(calendar.lost))
     _guard(rows, config, calendar, result)
-    others = [setting_label(head, setting) for head in heads for setting in scan.settings]
+    others = tuple(setting_label(head, setting) for head in heads for setting in scan.settings)
+    detailed, plain = ((), (*heads, *others)) if scan.whole else (heads, others)
     prediction, rows = _prediction(run, rows, given, (*heads, *others), 1 + max(names))
     history = event_columns(events, streams, stats, config, sessions=kinded_sessions(run))
     ids = {name: i for i, name in listed.items()}
@@ -184,12 +190,10 @@ def measure(
         )
     run.note(f"mask: one scan over the histories of {result.counters['rows_read']} impressions")
     table = cell_sums(
-        history, rows, history=config.history, heads=heads, n_streams=1 + max(listed),
+        history, rows, history=config.history, heads=detailed, n_streams=1 + max(listed),
         given=prediction, thirds_us=thirds(calendar), run_date_us=since_1970(midnight(run.run_date)),
-        lengths=stream_lengths(ids, config), untimed=untimed, others=others, together=together,
+        lengths=stream_lengths(ids, config), untimed=untimed, others=plain, together=together,
     ).collect()  # fmt: skip
-    counts = attribution_counts(events, config).collect()[0].asDict()
-    result.counters |= {f"conversions_{k}" if k != "conversions" else k: int(v) for k, v in counts.items()}
     statistics, recency = unpacked(table, listed, heads=heads, settings=scan.settings)
     end = (calendar.statistics.end - timedelta(microseconds=1)).date() + timedelta(days=1)
     return Measured(statistics, recency, version, names, tuple(sorted(listed.values())), end), result
@@ -212,6 +216,12 @@ def newest_segments(run: Run) -> tuple[DataFrame, str, dict[int, str]]:
     }
     segments = run.warehouse.read(run.spark, "segments").where(F.col("segment_version") == version)
     return segments, str(version), names
+
+
+def _fates(run: Run) -> dict[str, int]:
+    """What became of the conversions that the run sees (docs/faults.md 18)."""
+    counts = attribution_counts(seen_events(run), run.config).collect()[0].asDict()
+    return {f"conversions_{k}" if k != "conversions" else k: int(v) for k, v in counts.items()}
 
 
 def _guard(rows: DataFrame, config: Config, calendar: Calendar, result: StepResult) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dynamix.models.registry import Registry, Version, _client
+from dynamix.models.registry import Registry, Version, connected
 
 
 def versions(registry: Registry, name: str) -> list[Version]:
     """Every version of a registered model with its tags, oldest first; empty where the model is not registered."""
-    with _client(registry) as mlflow:
+    with connected(registry) as mlflow:
         found = mlflow.MlflowClient().search_model_versions(f"name='{name}'")
         listed = [Version(name, str(v.version), tuple(v.aliases or ()), dict(v.tags)) for v in found]
     return sorted(listed, key=lambda version: int(version.version))
@@ -15,5 +15,5 @@ def versions(registry: Registry, name: str) -> list[Version]:
 
 def tag(registry: Registry, version: Version, key: str, value: str) -> None:
     """Set one tag of a registered version."""
-    with _client(registry) as mlflow:
+    with connected(registry) as mlflow:
         mlflow.MlflowClient().set_model_version_tag(version.name, version.version, key, value)

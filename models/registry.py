@@ -75,7 +75,7 @@ def log_training(
     evidence: Path | None = None,
 ) -> str:
     """Id of a parent run with one child run per arm and seed."""
-    with _client(registry) as mlflow:
+    with connected(registry) as mlflow:
         experiment = _experiment(mlflow, registry)
         with mlflow.start_run(experiment_id=experiment, run_name=parent, tags=dict(tags)) as run:
             _log(mlflow, params, metrics)
@@ -105,7 +105,7 @@ def register_ranker(
     versions, config hash.
     """
     artefacts = {"model": str(folder)} | ({"evidence": str(evidence)} if evidence else {})
-    with _client(registry) as mlflow:
+    with connected(registry) as mlflow:
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
                 name="ranker",
@@ -129,7 +129,7 @@ def register_segmenter(
     run_name: str,
 ) -> Version:
     """New version of `dynamix-segmenter` whose artefact is the mixture's JSON; it becomes the challenger."""
-    with _client(registry) as mlflow:
+    with connected(registry) as mlflow:
         experiment = _experiment(mlflow, registry)
         with mlflow.start_run(experiment_id=experiment, run_name=run_name, tags=dict(tags)):
             _log(mlflow, {}, metrics)
@@ -148,7 +148,7 @@ def register_segmenter(
 
 def find(registry: Registry, name: str, alias: str) -> Version | None:
     """The version that carries the alias, None where there is none."""
-    with _client(registry) as mlflow:
+    with connected(registry) as mlflow:
         try:
             found = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
         except mlflow.exceptions.MlflowException as trouble:
@@ -175,7 +175,7 @@ def move_alias(
                 f"alias {alias!r} of {name} points at version {now.version if now else 'none'}, the comparison was made "
                 f"against {expected or 'none'}; another training moved it: run `dynamix train` again"
             )
-        with _client(registry) as mlflow:
+        with connected(registry) as mlflow:
             mlflow.MlflowClient().set_registered_model_alias(name, alias, version)
 
 
@@ -185,7 +185,7 @@ def artefact_folder(registry: Registry, address: str) -> tuple[Path, Version]:
     ConfigError for an address that does not exist.
     """
     name, version, alias = _parse(address)
-    with _client(registry) as mlflow:
+    with connected(registry) as mlflow:
         client = mlflow.MlflowClient()
         try:
             found = (
@@ -204,7 +204,7 @@ def artefact_folder(registry: Registry, address: str) -> tuple[Path, Version]:
 
 def load_pyfunc(registry: Registry, address: str) -> Any:
     """The model as MLflow serves it; its `predict` takes a DataFrame of raw requests."""
-    with _client(registry) as mlflow:
+    with connected(registry) as mlflow:
         return mlflow.pyfunc.load_model(address)
 
 
@@ -295,7 +295,7 @@ def declare_segmenter() -> None:
 
 
 @contextlib.contextmanager
-def _client(registry: Registry) -> Iterator[Any]:
+def connected(registry: Registry) -> Iterator[Any]:
     """MLflow set to the registry's store, quiet; any failure of the store is an EnvironmentTrouble."""
     registry.private.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")

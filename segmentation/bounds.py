@@ -19,6 +19,12 @@ def entropy(rate: float) -> float:
     return float(-(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
 
 
+def of_entropy(n: float, positives: float) -> float:
+    """1/(2nH): from a quadratic statistic over n impressions to a fraction of their entropy; 0 without entropy."""
+    h = entropy(positives / n) if n else 0.0
+    return 1.0 / (2.0 * n * h) if h > 0 else 0.0
+
+
 def upper_noncentrality(q: float, dof: float, *, alpha: float = ALPHA) -> float:
     """Largest λ that q does not refute: P(χ²_dof(λ) ≤ q) = alpha; 0 where even λ = 0 makes q that small."""
     if dof <= 0 or special.chdtr(dof, q) <= alpha:

@@ -17,7 +17,13 @@ import numpy.typing as npt
 
 from dynamix.contracts import CHANNELS
 from dynamix.features.relevance import FINE_BINS, C, CellSums, D, bin_centres
-from dynamix.segmentation.bounds import Quadratic, entropy, lower_noncentrality, upper_noncentrality
+from dynamix.segmentation.bounds import (
+    Quadratic,
+    entropy,
+    lower_noncentrality,
+    of_entropy,
+    upper_noncentrality,
+)
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -120,7 +126,7 @@ def effect(sums: CellSums) -> Effect:
     s, information, variance = moments(sums)
     rate = sums.positives / sums.n if sums.n else 0.0
     h = entropy(rate)
-    scale = 1.0 / (2.0 * sums.n * h) if h > 0 else 0.0
+    scale = of_entropy(sums.n, sums.positives)
     block, dof = block_test(s, information, variance, sums.w)
     return Effect(
         n=sums.n, positives=sums.with_stream, rate=rate, h=h, dof=dof, quadratic=block,
@@ -192,10 +198,9 @@ def curvature(sums: CellSums, *, deff: float) -> Curvature:
     Its variance is the model's, widened by the cell's design effect: the histogram has no users.
     """
     n_bin, _, r, w = (row[:FINE_BINS] for row in sums.hist)
-    rate = sums.positives / sums.n if sums.n else 0.0
-    h = entropy(rate)
+    scale = of_entropy(sums.n, sums.positives)
     used = n_bin > 0
-    if used.sum() < 3 or h == 0:
+    if used.sum() < 3 or scale == 0:
         return Curvature(0.0, 0.0, 0.0)
     x, r, w = bin_centres()[used], r[used], w[used]
     linear = np.stack([np.ones_like(x), x], axis=1)
@@ -209,7 +214,7 @@ def curvature(sums: CellSums, *, deff: float) -> Curvature:
     slope = np.linalg.lstsq(gram, linear.T @ r, rcond=None)[0]
     score = float(square @ (r - w * (linear @ slope)))
     q = score**2 / (info * wide)
-    width = wide / (2.0 * sums.n * h)
+    width = scale * wide
     return Curvature((q - 1.0) * width, width * lower_noncentrality(q, 1), width * upper_noncentrality(q, 1))
 
 

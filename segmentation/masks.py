@@ -14,12 +14,12 @@ import numpy as np
 
 from dynamix.config import MaskConfig
 from dynamix.features.relevance import CellSums
-from dynamix.segmentation.bounds import cell_budget, support_needed
+from dynamix.segmentation.bounds import cell_budget, of_entropy, support_needed
 from dynamix.segmentation.cells import BOTH, Cell, Statistics
 from dynamix.segmentation.certify import Joint, joint_bound, losses
 from dynamix.segmentation.effects import Curvature, Effect, curvature, effect, shrink
 from dynamix.segmentation.robustness import Bounds, Flip, flip, lies_between_users
-from dynamix.segmentation.selection import carrier, relevance_scale
+from dynamix.segmentation.selection import carrier
 
 Z95 = 1.645
 EFFECT_RULES = ("block", "equivalence", "curvature", "windows")
@@ -152,7 +152,7 @@ def beside_each_other(
         for cell, e in cells.items():
             if cell[0] in joint.order:
                 sums = statistics.all_streams(cell[0], head)
-                scale = relevance_scale(sums) if sums is not None else 0.0
+                scale = of_entropy(sums.n, sums.positives) if sums is not None else 0.0
                 q, budget = own[cell], cell_budget(e.effect.rate, config.delta)
                 found[head][cell] = Beside(scale * q.estimate, scale * q.upper(), budget)
     return found

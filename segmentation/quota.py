@@ -14,7 +14,7 @@ import numpy as np
 
 from dynamix.config import MaskConfig
 from dynamix.features.recency import BUCKETS, EDGES, SHARED, WHOLE_STREAM, RecencySums, columns_of
-from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, support_needed
+from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, of_entropy, support_needed
 from dynamix.segmentation.cells import BOTH, Cell, Statistics, in_one_segment, of_halves, population
 from dynamix.segmentation.certify import judged_together, losses
 from dynamix.segmentation.effects import block_test, given_rest
@@ -122,7 +122,6 @@ def tail(sums: RecencySums, kept: int) -> Tail:
     near = np.concatenate([np.arange(_ALWAYS), *(columns_of(b) for b in range(kept))])
     own = np.concatenate([columns_of(b) for b in range(kept, BUCKETS)])
     quadratic, dof = block_test(*given_rest(sums, own, near), sums.w)
-    h = entropy(_rate(sums))
     return Tail(
         kept=kept,
         # an event of a farther bucket implies one of the nearest beyond
@@ -130,7 +129,7 @@ def tail(sums: RecencySums, kept: int) -> Tail:
         tokens=float(sums.tokens[kept:].sum()),
         quadratic=quadratic,
         deff=quadratic.trace / dof if dof else 1.0,
-        scale=1.0 / (2.0 * sums.n * h) if h > 0 else 0.0,
+        scale=of_entropy(sums.n, sums.positives),
     )
 
 

@@ -16,7 +16,7 @@ from dynamix.config import MaskConfig
 from dynamix.contracts import CHANNELS
 from dynamix.features.conversions import served_head, setting_label
 from dynamix.features.relevance import BETWEEN, WITHIN, CellSums
-from dynamix.segmentation.bounds import cell_budget, entropy, support_needed
+from dynamix.segmentation.bounds import cell_budget, of_entropy, support_needed
 from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.effects import block_test, moments
 
@@ -36,9 +36,8 @@ class Bounds:
 def bounds(sums: CellSums, config: MaskConfig) -> Bounds:
     """Block test of the sums alone, without channels."""
     rate = sums.positives / sums.n if sums.n else 0.0
-    h = entropy(rate)
     block, dof = block_test(*moments(sums), sums.w)
-    scale = 1.0 / (2.0 * sums.n * h) if h > 0 else 0.0
+    scale = of_entropy(sums.n, sums.positives)
     deff = block.trace / dof if dof else 1.0
     return Bounds(
         scale * block.estimate, scale * block.lower(), scale * block.upper(), cell_budget(rate, config.delta),
@@ -91,8 +90,7 @@ class Apart:
 
 def slopes_apart(statistics: Statistics, cell: Cell, head: str) -> Mapping[str, Apart]:
     """Slopes within and between users by channel; 0 with error 0 where the exposure does not vary so."""
-    sums = [statistics.of(cell, head, window=w) for w in (WITHIN, BETWEEN)]
-    within, between = sums
+    within, between = (statistics.of(cell, head, window=w) for w in (WITHIN, BETWEEN))
     if within is None or between is None:
         return {}
     parts = [moments(own) for own in (within, between)]

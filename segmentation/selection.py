@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from dynamix.features.gram import GramSums, columns_of
 from dynamix.features.recency import SHARED
-from dynamix.segmentation.bounds import Quadratic, entropy
+from dynamix.segmentation.bounds import Quadratic, of_entropy
 from dynamix.segmentation.effects import block_quadratic
 
 Floats = npt.NDArray[np.float64]
@@ -87,7 +87,7 @@ def greedy(sums: Sequence[GramSums], streams: Sequence[int], *, start: Sequence[
     `sums` has one entry a head; relevances, fractions of H, are added over heads. Ties go to the first of `streams`.
     """
     chains = [Chain(own) for own in sums]
-    scales = [relevance_scale(own) for own in sums]
+    scales = [of_entropy(own.n, own.positives) for own in sums]
     for stream in start:
         for chain in chains:
             chain.take(stream)
@@ -108,12 +108,6 @@ def _first_of_the_greatest(gains: Sequence[float]) -> int:
     """Place of the greatest; what rounding alone could tell apart is equal."""
     greatest = max(gains)
     return next(i for i, gain in enumerate(gains) if gain >= greatest - _EQUAL * abs(greatest))
-
-
-def relevance_scale(sums: GramSums) -> float:
-    """1/(2nH): from a quadratic to a fraction of the segment's entropy; 0 without entropy."""
-    h = entropy(sums.positives / sums.n) if sums.n else 0.0
-    return 1.0 / (2.0 * sums.n * h) if h > 0 else 0.0
 
 
 def carrier(sums: GramSums, stream: int, kept: Sequence[int]) -> int:

@@ -30,7 +30,7 @@ from dynamix.models.registry import (
 def registry(tmp_path: Path) -> Registry:
     """A store with three versions of the ranker and no alias."""
     found = Registry(tmp_path / "_dynamix")
-    with module._client(found) as store:
+    with module.connected(found) as store:
         client = store.MlflowClient()
         client.create_registered_model(RANKER)
         for number in range(3):
@@ -148,7 +148,7 @@ def test_fault_37_of_two_trainings_that_race_for_the_alias_one_wins(
     """The protection taken away, the lock, both believe that they have won."""
     moved = _race(registry, monkeypatch, patience_s=1)
     assert moved == [_carried(registry)]
-    with module._client(registry) as store:
+    with module.connected(registry) as store:
         store.MlflowClient().delete_registered_model_alias(RANKER, CHALLENGER)
     monkeypatch.setattr(module, "_lock", lambda registry: contextlib.nullcontext())
     assert len(_race(registry, monkeypatch, patience_s=60)) == 2

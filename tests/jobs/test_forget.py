@@ -35,7 +35,7 @@ from dynamix.jobs.frames import table_frame
 from dynamix.jobs.increment import choose_reading
 from dynamix.jobs.user_lists import read_users
 from dynamix.models.registered import versions
-from dynamix.models.registry import RANKER, Registry, _client
+from dynamix.models.registry import RANKER, Registry, connected
 
 GONE = ("u-gone-0001", "7")
 STAY = ("u-stay-0001", "u-stay-0002")
@@ -121,7 +121,7 @@ def write_files(run: Run) -> None:
     (artefact / "model").mkdir(parents=True)
     shutil.copy(folder / "model" / "habits.json", artefact / "model" / "habits.json")
     (artefact / "input_example.json").write_text(json.dumps({"columns": ["user_id"], "data": [[GONE[0]]]}))
-    with _client(Registry(place.private)) as mlflow:
+    with connected(Registry(place.private)) as mlflow:
         client = mlflow.MlflowClient()
         client.create_registered_model(RANKER)
         for pin in (1, 2):
