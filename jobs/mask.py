@@ -176,7 +176,7 @@ def measure(
         labels = with_settings(labels, events, config=config)
     rows = held(with_segments(scan.rows(labels, calendar), segments))
     result = StepResult(warnings=list(calendar.lost))
-    _guard(rows, config, calendar, result)
+    refuse_without_labels(rows, config, calendar, result)
     others = tuple(setting_label(head, setting) for head in heads for setting in scan.settings)
     detailed, plain = ((), (*heads, *others)) if scan.whole else (heads, others)
     prediction, rows = _prediction(run, rows, given, (*heads, *others), 1 + max(names))
@@ -224,7 +224,7 @@ def _fates(run: Run) -> dict[str, int]:
     return {f"conversions_{k}" if k != "conversions" else k: int(v) for k, v in counts.items()}
 
 
-def _guard(rows: DataFrame, config: Config, calendar: Calendar, result: StepResult) -> None:
+def refuse_without_labels(rows: DataFrame, config: Config, calendar: Calendar, result: StepResult) -> None:
     """Counts of mature impressions and positives per head; GuardError where there are none."""
     heads = config.heads()
     sums = [F.coalesce(F.sum(f"label_{h}"), F.lit(0.0)).alias(h) for h in heads]

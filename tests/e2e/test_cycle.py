@@ -28,7 +28,7 @@ from dynamix.jobs.run import STEPS, execute, run_all
 from dynamix.models.registry import CHALLENGER, CHAMPION, RANKER, SEGMENTER, Registry, find
 from dynamix.models.serving import cell_quotas
 
-pytestmark = [pytest.mark.spark, pytest.mark.e2e]
+pytestmark = [pytest.mark.spark, pytest.mark.e2e, pytest.mark.usefixtures("as_configured")]
 
 PROJECT = Path(__file__).resolve().parents[2]
 

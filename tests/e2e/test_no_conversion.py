@@ -15,7 +15,7 @@ from dynamix.errors import GuardError
 from dynamix.features.simulate import simulate
 from dynamix.jobs.run import run_all
 
-pytestmark = [pytest.mark.spark, pytest.mark.e2e]
+pytestmark = [pytest.mark.spark, pytest.mark.e2e, pytest.mark.slow]
 
 
 def test_without_a_conversion_features_and_segments_are_written_and_masks_are_refused(

@@ -38,7 +38,7 @@ PART = {"trivago": "0123", "kuairand": "01234"}
 """Last characters of the users taken, a ninth and a half of all: it keeps the suite short, figures are of whole sets."""
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", ["trivago", pytest.param("kuairand", marks=pytest.mark.slow)])
 def test_a_part_of_a_public_set_runs_to_a_registered_ranker(
     spark: SparkSession, data_dir: Path, tmp_path: Path, name: str
 ) -> None:

@@ -147,6 +147,7 @@ def test_the_command_ends_with_exit_5_and_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.spark
+@pytest.mark.usefixtures("as_configured")
 def test_the_local_session_has_the_promised_settings(spark: SparkSession) -> None:
     assert {key: spark.conf.get(key) for key in session.SETTINGS} == session.SETTINGS
     assert spark.conf.get("spark.sql.ansi.enabled") == "true"
