@@ -18,9 +18,10 @@ from dynamix.contracts import ID_COLUMNS
 from dynamix.errors import InputError
 from dynamix.features.calendar import DAY_US
 from dynamix.features.copies import CANONICAL, KEPT, judge_copies, quarantine_rows
-from dynamix.features.instants import day_sql, quoted, seen_before, seen_us, time_trouble, valid_times
+from dynamix.features.instants import day_sql, seen_before, seen_us, time_trouble, valid_times
 from dynamix.features.raw import ATTRIBUTES, CORRUPT
 from dynamix.features.row_text import JSON, ordered, row_hash, whole_row
+from dynamix.features.sql_text import named, quoted
 
 MAX_ID_BYTES = 1024
 
@@ -264,11 +265,11 @@ def _attributes(types: dict[str, DataType], config: Config) -> tuple[Column, Col
     values = []
     for name in config.attributes:
         if name in types:
-            values.append(_as_text(F.col(f"`{name}`"), types[name]))
+            values.append(_as_text(F.col(named(name)), types[name]))
         elif isinstance(kind, MapType):
             values.append(_as_text(F.try_element_at(F.col(ATTRIBUTES), F.lit(name)), kind.valueType))
         elif isinstance(kind, StructType) and name in kind.names:
-            values.append(_as_text(F.col(f"{ATTRIBUTES}.`{name}`"), kind[name].dataType))
+            values.append(_as_text(F.col(f"{ATTRIBUTES}.{named(name)}"), kind[name].dataType))
         else:
             values.append(F.try_element_at(nested, F.lit(name)))
     if not values:

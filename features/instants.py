@@ -12,6 +12,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql.types import DataType, NullType, StringType, TimestampNTZType, TimestampType
 
 from dynamix.features.calendar import DAY_US, since_1970
+from dynamix.features.sql_text import quoted
 
 TIME_COLUMNS = ("event_ts", "ingest_ts")
 MICROS = {"s": 1_000_000, "ms": 1_000, "us": 1}
@@ -106,12 +107,6 @@ def time_trouble(raw: DataFrame, *, unit: str | None) -> tuple[str, str, str]:
         bad.append(broken)
         wild.append(f"coalesce({outside}, false)")
     return f"({' OR '.join(bad)})", f"({' OR '.join(wild)})", f"coalesce({', '.join(hints)})"
-
-
-def quoted(text: str) -> str:
-    """The text as a SQL string literal."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _raw_micros(raw: DataFrame, name: str, unit: str | None) -> str:

@@ -34,6 +34,7 @@ from dynamix.config import Config
 from dynamix.contracts import ID_COLUMNS, RAW_COLUMNS, REQUIRED_RAW
 from dynamix.errors import ConfigError, InputError
 from dynamix.features.instants import TIME_COLUMNS
+from dynamix.features.sql_text import named
 
 ATTRIBUTES = "attributes"
 """A raw column of this name (map, struct or JSON text) holds event information by key."""
@@ -56,7 +57,7 @@ def read_raw(spark: SparkSession, source: str, *, config: Config) -> DataFrame:
     """
     loaded = _load(spark, source, config)
     names = renames(loaded.columns, config=config)
-    frame = loaded.select([F.col(f"`{own}`").alias(name) for name, own in names])
+    frame = loaded.select([F.col(named(own)).alias(name) for name, own in names])
     violations = contract_violations(frame.schema, config=config)
     if violations:
         raise InputError.contract(source, violations)
@@ -134,7 +135,7 @@ def _demand_unit(frame: DataFrame, source: str, config: Config) -> None:
     for field in frame.schema.fields:
         if field.name in TIME_COLUMNS and isinstance(field.dataType, (*_INTEGRAL, *_FRACTIONAL)):
             own = config.columns.get(field.name, field.name)
-            example = frame.select(F.col(f"`{field.name}`").cast("double")).dropna().head()
+            example = frame.select(F.col(named(field.name)).cast("double")).dropna().head()
             raise undeclared_unit(source, own, field.dataType.simpleString(), example[0] if example else None)
 
 
@@ -161,7 +162,8 @@ def _load(spark: SparkSession, source: str, config: Config) -> DataFrame:
         path = path / "events"
     kind = config.format or ("parquet" if remote else _format_of(path))
     try:
-        return _reader(spark, kind, source).load(source if remote else str(path.absolute()))
+        place = source if remote else str(path.absolute())
+        return _reader(spark, kind, source).load(place if remote or kind == "delta" else _verbatim(place))
     except Exception as trouble:  # a torn footer arrives as a raw Java error, not as a PySparkException
         if "UNABLE_TO_INFER_SCHEMA" in str(trouble):
             raise InputError.empty(source) from None
@@ -169,6 +171,11 @@ def _load(spark: SparkSession, source: str, config: Config) -> DataFrame:
         raise InputError(
             f"{source}: cannot be read as {kind} ({reason}); set `format:` or mend the file"
         ) from trouble
+
+
+def _verbatim(path: str) -> str:
+    """The path with Hadoop's wildcards escaped: it is this one folder, not a pattern of others."""
+    return re.sub(r"([\\{}\[\]*?])", r"\\\1", path)
 
 
 def _root_line(trouble: Exception) -> str:

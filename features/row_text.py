@@ -6,6 +6,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 
+from dynamix.features.sql_text import named
+
 JSON = {
     # Spark's default drops microseconds, which would make two events of one millisecond one event.
     "ignoreNullFields": "false",
@@ -20,7 +22,7 @@ def whole_row(frame: DataFrame, *, but: str = "") -> Column:
     fields = sorted(
         ((f.name, f.dataType) for f in frame.schema.fields if f.name != but), key=lambda field: field[0]
     )
-    return F.struct(*[ordered(F.col(f"`{name}`"), kind).alias(name) for name, kind in fields])
+    return F.struct(*[ordered(F.col(named(name)), kind).alias(name) for name, kind in fields])
 
 
 def row_hash(row: Column) -> Column:

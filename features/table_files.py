@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlparse
@@ -49,5 +50,6 @@ def commit_info(commit: Path) -> dict[str, Any] | None:
 
 
 def local_path(url: str) -> str:
-    """Path of a file: URL or of a plain path as Delta writes it."""
-    return unquote(urlparse(url).path) if url.startswith("file:") else unquote(url)
+    """Path of a file as Spark lists it: Delta's tables as they lie with `file:` in front, others as an escaped URL."""
+    plain = re.sub(r"^file:(//(?=/))?", "", url)
+    return plain if Path(plain).exists() else unquote(plain)

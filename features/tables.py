@@ -25,6 +25,7 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 from dynamix.contracts import Table
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError, InputError
 from dynamix.features.spark_settings import session_settings
+from dynamix.features.sql_text import delta_at, named, sound_root
 from dynamix.features.table_files import commit_info, local_path, operation
 
 WRITERS = {
@@ -59,7 +60,7 @@ class Warehouse:
     root: Path
 
     def __init__(self, root: str | Path) -> None:
-        object.__setattr__(self, "root", Path(root).absolute())
+        object.__setattr__(self, "root", sound_root(Path(root).absolute()))
 
     @property
     def private(self) -> Path:
@@ -217,7 +218,7 @@ class Warehouse:
 
         A MERGE: the predicate of a DELETE, with the ids in it, would stand in the log for good.
         """
-        same = " AND ".join(f"t.`{column}` = k.`{column}`" for column in keys.columns)
+        same = " AND ".join(f"t.{named(column)} = k.{named(column)}" for column in keys.columns)
         table = DeltaTable.forPath(spark, self.path(name)).alias("t")
         _commit(name, lambda: table.merge(keys.alias("k"), same).whenMatchedDelete().execute())
 
@@ -233,7 +234,7 @@ class Warehouse:
             _commit(name, lambda: spark.sql(f"VACUUM {self._sql(name)} {listed}"))
 
     def _sql(self, name: str) -> str:
-        return "delta.`" + self.path(name).replace("`", "``") + "`"
+        return delta_at(self.path(name))
 
     def drop(self, name: str) -> None:
         """Remove the table's folder; only `--rebuild` does this."""

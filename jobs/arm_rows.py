@@ -17,6 +17,7 @@ from dynamix.contracts import COLD_SEGMENT, MASKS, TRAINING_ROWS
 from dynamix.errors import ConfigError, GuardError
 from dynamix.features.calendar import Calendar
 from dynamix.features.conversions import label_impressions
+from dynamix.features.sql_text import equals
 from dynamix.features.streams import event_columns, hidden_attributes, stream_lengths
 from dynamix.features.training import training_rows, with_part
 from dynamix.jobs.context import Run
@@ -93,7 +94,7 @@ def build_arms(run: Run) -> ArmRows:
                 history, impressions, segments, None if arm == KEEP_ALL else mask_rows(run, version),
                 calendar=calendar, config=run.config, streams=streams, mask_version=version,
             )  # fmt: skip
-            where = f"mask_version = '{version}'"
+            where = equals(mask_version=version)
             note = {"run_id": run.run_id}
             warehouse.replace(spark, TRAINING_ROWS, frame, where=where, metadata=note, empty=empty)
     finally:
@@ -166,7 +167,7 @@ def set_status(run: Run, version: str, status: str) -> int:
     frame = grid.where(F.col("mask_version") == version).withColumn("status", F.lit(status))
     if frame.where(F.col("status") == status).limit(1).isEmpty():
         raise ConfigError.unknown_version("mask version", version, [])
-    where = f"mask_version = '{version}'"
+    where = equals(mask_version=version)
     return max(
         written, run.warehouse.replace(run.spark, MASKS, frame, where=where, metadata={"status": status})
     )
@@ -181,7 +182,7 @@ def load_version(
     item_buckets: int | None = None,
 ) -> JaggedRows:
     """Rows of one mask version at a pinned table version. GuardError if there are none."""
-    where = f"mask_version = '{version}'"
+    where = equals(mask_version=version)
     files = run.warehouse.files(run.spark, TRAINING_ROWS.name, version=pinned, where=where)
     if not files:
         raise GuardError(

@@ -6,6 +6,7 @@ The table is for models outside this package that look features up by time. Its 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -19,6 +20,7 @@ from dynamix.contracts import COLD_SEGMENT, EBF_SURFACE
 from dynamix.declarations import column_name
 from dynamix.errors import ConfigError
 from dynamix.features.calendar import midnight, since_1970
+from dynamix.features.sql_text import named
 
 USER, TIME = "user_id", "ts"
 SEGMENT_COLUMNS = {
@@ -81,17 +83,20 @@ def create_sql(table: str, features: Sequence[Feature]) -> str:
     Catalog only.
     """
     parts = table.split(".")
-    if len(parts) != 3 or not all(parts) or "`" in table:
+    if len(parts) != 3 or not all(re.fullmatch(r"\w[\w-]*", part) for part in parts):
         raise ConfigError(
-            f"feature table {table!r}; allowed: catalog.schema.table, e.g. main.dynamix.features_user"
+            f"feature table {table!r}; allowed: catalog.schema.table of letters, digits, _ and -, e.g. "
+            "main.dynamix.features_user"
         )
-    columns = [f"`{USER}` string NOT NULL", f"`{TIME}` timestamp NOT NULL"]
-    columns += [f"`{f.name}` {f.sql_type}" for f in features]
-    columns += [f"`{name}` {sql_type}" for name, sql_type in SEGMENT_COLUMNS.items()]
-    columns.append(f"CONSTRAINT `{parts[2]}_key` PRIMARY KEY (`{USER}`, `{TIME}` TIMESERIES)")
-    quoted = ".".join(f"`{part}`" for part in parts)
+    columns = [f"{named(USER)} string NOT NULL", f"{named(TIME)} timestamp NOT NULL"]
+    columns += [f"{named(f.name)} {f.sql_type}" for f in features]
+    columns += [f"{named(name)} {sql_type}" for name, sql_type in SEGMENT_COLUMNS.items()]
+    columns.append(
+        f"CONSTRAINT {named(f'{parts[2]}_key')} PRIMARY KEY ({named(USER)}, {named(TIME)} TIMESERIES)"
+    )
+    place = ".".join(named(part) for part in parts)
     body = ",\n  ".join(columns)
-    return f"CREATE TABLE IF NOT EXISTS {quoted} (\n  {body}\n) USING DELTA CLUSTER BY (`{USER}`, `{TIME}`)"
+    return f"CREATE TABLE IF NOT EXISTS {place} (\n  {body}\n) USING DELTA CLUSTER BY ({named(USER)}, {named(TIME)})"
 
 
 def user_rows(

@@ -18,6 +18,7 @@ from dynamix.contracts import COLD_SEGMENT, MASK_AUDIT, MASKS
 from dynamix.errors import GuardError
 from dynamix.features.calendar import Calendar, Period, midnight
 from dynamix.features.conversions import longest_window_s
+from dynamix.features.sql_text import equals
 from dynamix.features.training import holdout_users
 from dynamix.jobs.cell_stats import TIER
 from dynamix.jobs.context import Run, StepResult
@@ -152,7 +153,7 @@ def write_watch(run: Run, watched: Watched, result: StepResult) -> None:
         "mask_version": version, "segment_id": COLD_SEGMENT, "tier": TIER, "stream": EVERY_STREAM, "rule": COST,
         "value": watched.today.cost, "limit": limit, "passed": watched.today.cost <= limit,
     }  # fmt: skip
-    where = f"mask_version = '{version}' AND rule = '{COST}'"
+    where = equals(mask_version=version, rule=COST)
     note = table_frame(run.spark, MASK_AUDIT, [row])
     result.tables["mask_audit"] = run.warehouse.replace(run.spark, MASK_AUDIT, note, where=where)
 

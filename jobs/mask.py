@@ -26,6 +26,7 @@ from dynamix.features.conversions import (
 )
 from dynamix.features.gram import MAX_STREAMS
 from dynamix.features.relevance import Prediction, cell_sums, rate_table, statistics_rows, thirds
+from dynamix.features.sql_text import equals, one_of
 from dynamix.features.streams import event_columns, hidden_attributes, stream_lengths
 from dynamix.features.training import with_segments
 from dynamix.jobs.cell_stats import TIER, Measured, stat_rows, unpacked
@@ -285,7 +286,7 @@ def _with_scores(run: Run, rows: DataFrame, heads: Sequence[str]) -> DataFrame:
 
 def _write_stats(run: Run, measured: Measured, given: str) -> int:
     frame = table_frame(run.spark, CELL_STATS, stat_rows(measured, given))
-    where = f"segment_version = '{measured.segment_version}' AND window_end = date'{measured.window_end}'"
+    where = f"{equals(segment_version=measured.segment_version)} AND window_end = date'{measured.window_end}'"
     return run.warehouse.replace(run.spark, CELL_STATS, frame, where=where)
 
 
@@ -371,8 +372,7 @@ def _write_masks(
         have = known.get(str(row["mask_version"]))
         row["seq"] = have[0] if have else seq
         row["status"] = have[1] if have else row["status"]  # a published version stays published
-    listed = ", ".join(f"'{v}'" for v in versions)
-    where = f"mask_version IN ({listed})"
+    where = one_of("mask_version", versions)
     frame = table_frame(run.spark, MASKS, grid)
     result.tables["masks"] = run.warehouse.replace(run.spark, MASKS, frame, where=where)
     notes = table_frame(run.spark, MASK_AUDIT, audit)

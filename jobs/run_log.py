@@ -23,6 +23,7 @@ import dynamix.jobs
 import dynamix.models
 import dynamix.segmentation
 from dynamix.contracts import RUN_LOG
+from dynamix.features.sql_text import equals, one_of
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.context import Run, StepResult
 
@@ -126,8 +127,7 @@ class Entry:
 def record(run: Run, entries: Sequence[Entry]) -> None:
     """Write the rows of some steps of this run (replacing earlier ones of the same run and steps), in one commit."""
     frame = run.spark.createDataFrame([_row(run, entry) for entry in entries], RUN_LOG.ddl())
-    steps = ", ".join(f"'{entry.step.verb}'" for entry in entries)
-    where = f"run_id = '{run.run_id}' AND step IN ({steps})"
+    where = f"{equals(run_id=run.run_id)} AND {one_of('step', [entry.step.verb for entry in entries])}"
     run.warehouse.replace(run.spark, RUN_LOG, frame, where=where, empty=not entries)
 
 

@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 
 from dynamix.contracts import SCORES, TRAINING_ROWS
 from dynamix.errors import GuardError
+from dynamix.features.sql_text import equals
 from dynamix.jobs.arm_rows import load_version
 from dynamix.jobs.context import Run, StepResult
 from dynamix.models.dataset import JaggedRows
@@ -74,7 +75,7 @@ def _write(run: Run, service: RankerService, rows: JaggedRows, version: str) -> 
         for head, p in scores.items()
     ]  # fmt: skip
     frame = run.spark.createDataFrame(pa.concat_tables(tables))
-    where = "mask_version = 'keep-all' AND part = 'test'"
+    where = equals(mask_version="keep-all", part="test")
     users = run.warehouse.read(run.spark, TRAINING_ROWS.name).where(where).select("impression_id", "user_id")
     full = (
         frame.join(users, "impression_id")
@@ -82,4 +83,4 @@ def _write(run: Run, service: RankerService, rows: JaggedRows, version: str) -> 
         .withColumn("mask_version", F.lit(service.preparation.mask_version))
         .withColumn("scored_at", F.lit(datetime.now(UTC)))
     )
-    return run.warehouse.replace(run.spark, SCORES, full, where=f"model_version = '{version}'")
+    return run.warehouse.replace(run.spark, SCORES, full, where=equals(model_version=version))

@@ -23,7 +23,7 @@ def read_users(path: Path, *, key: str = "--users", empty: bool = False) -> froz
     except (OSError, UnicodeDecodeError) as trouble:
         kind = type(trouble).__name__
         raise InputError(f"{key} {path}: cannot be read ({kind}); give a text file, one id a line") from None
-    names = frozenset(line for line in text.splitlines() if line.strip())
+    names = frozenset(line for line in text.split("\n") if line.strip())  # an id may hold other line ends
     if not names and not empty:
         raise InputError(f"{key} {path}: no user in it; write one id a line, as in events.user_id")
     return names

@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -379,12 +380,10 @@ def _listed(client: Any, name: str) -> list[str]:
 def _parse(address: str) -> tuple[str, str, str]:
     """(name, version, alias) of a models:/ address. ConfigError for anything else."""
     body = address.removeprefix("models:/")
-    name, at, alias = body.partition("@")
-    if address != body and at and name and alias:
-        return name, "", alias
-    name, slash, version = body.partition("/")
-    if address != body and slash and name and version.isdigit():
-        return name, version, ""
+    # names go into MLflow's filters, so they hold no quote
+    found = re.fullmatch(r"([\w. -]+)(?:/([0-9]+)|@([\w.-]+))", body)
+    if address != body and found:
+        return found[1], found[2] or "", found[3] or ""
     raise ConfigError.bad_value(
         "--model", address, "models:/dynamix-ranker@champion or models:/dynamix-ranker/3"
     )

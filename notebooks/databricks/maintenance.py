@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from delta.tables import DeltaTable
 
+from dynamix.features.sql_text import delta_at
 from dynamix.features.tables import WRITERS, Warehouse
 from dynamix.jobs.retention import keep_hours, pinned_versions
 from dynamix.jobs.session import get_spark
@@ -51,7 +52,7 @@ for name, kept in hours.items():
     table = DeltaTable.forPath(spark, warehouse.path(name))
     if kept > 24 * LOG_DAYS:
         spark.sql(
-            f"ALTER TABLE delta.`{warehouse.path(name)}` SET TBLPROPERTIES "
+            f"ALTER TABLE {delta_at(warehouse.path(name))} SET TBLPROPERTIES "
             f"('delta.logRetentionDuration' = 'interval {kept} hours')"
         )
     table.optimize().executeCompaction()

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from dynamix.conditions import condition_trouble
 from dynamix.config_errors import troubles
 from dynamix.declarations import Declaration, StreamOptions, declare, violations
 from dynamix.errors import ConfigError
@@ -217,7 +218,7 @@ class Config(Section):
     click_types: tuple[str, ...] = ("click",)
     conversion_types: tuple[str, ...] = ("conversion",)
     organic_impressions: bool = False
-    prediction_rows: str = Field("", description="SQL filter on impressions; empty = all")
+    prediction_rows: str = Field("", description="SQL condition on impressions (conditions.py); empty = all")
     labels: tuple[Literal["click", "conversion"], ...] = ("click", "conversion")
     label_meaning: str | dict[str, str] = Field("ad conversion", description="shown wherever a number stands")
     max_quarantined: float = Field(0.05, ge=0, le=1)
@@ -239,6 +240,14 @@ class Config(Section):
     monitor: MonitorConfig = MonitorConfig()
     prices: PriceConfig = PriceConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+
+    @field_validator("prediction_rows")
+    @classmethod
+    def _only_a_condition(cls, value: str) -> str:
+        trouble = condition_trouble(value)
+        if trouble:
+            raise ValueError(f"{trouble}; allowed: a condition on columns of events, e.g. surface = 'search'")
+        return value
 
     @model_validator(mode="after")
     def _streams_agree(self) -> Config:

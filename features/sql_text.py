@@ -1,0 +1,66 @@
+"""Values and names from outside as SQL text: the one place that quotes them.
+
+Spark takes conditions as text where a table is written (`replaceWhere`) and where its files are listed. Whatever stands
+there between quotes or backticks comes through here, so that it is a value or a name and nothing else
+(tests/test_security.py looks for SQL that is put together otherwise).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dynamix.errors import ConfigError
+
+_SUBSTITUTED = "${"
+"""Spark puts variables in place of `${...}` before it reads the text, even between quotes."""
+
+
+def quoted(text: str) -> str:
+    r"""The text as a SQL string literal.
+
+    >>> print(quoted("it's"))
+    'it\'s'
+    """
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace(_SUBSTITUTED, "\\u0024{")
+    return f"'{escaped}'"
+
+
+def named(identifier: str) -> str:
+    """One name in backticks, for SQL text and for `F.col`.
+
+    >>> named("a`b")
+    '`a``b`'
+    """
+    return "`" + identifier.replace("`", "``") + "`"
+
+
+def delta_at(path: str) -> str:
+    """A Delta folder as a table in SQL text."""
+    return f"delta.{named(path)}"
+
+
+def sound_root(root: Path) -> Path:
+    """The folder itself. ConfigError for one that Delta cannot name in its own SQL."""
+    wrong = [sign for sign in ("`", _SUBSTITUTED) if sign in str(root)]
+    if wrong:  # Delta's builder puts the path between backticks as it is; for `${` there is no escape
+        raise ConfigError(
+            f"warehouse {str(root)!r} holds {' and '.join(wrong)}, which Delta cannot have in a path; allowed: any other "
+            "character; use another --warehouse"
+        )
+    return root
+
+
+def equals(**values: str) -> str:
+    """Condition `column = 'value' AND ...`.
+
+    >>> equals(part="test", mask_version="keep-all")
+    "`part` = 'test' AND `mask_version` = 'keep-all'"
+    """
+    return " AND ".join(f"{named(column)} = {quoted(value)}" for column, value in values.items())
+
+
+def one_of(column: str, values: Iterable[str]) -> str:
+    """Condition `column IN ('value', ...)`; `false` for no value."""
+    listed = ", ".join(quoted(value) for value in values)
+    return f"{named(column)} IN ({listed})" if listed else "false"
