@@ -35,6 +35,7 @@ from dynamix.contracts import ID_COLUMNS, RAW_COLUMNS, REQUIRED_RAW
 from dynamix.errors import ConfigError, InputError
 from dynamix.features.instants import TIME_COLUMNS
 from dynamix.features.sql_text import named
+from dynamix.redaction import harmless
 
 ATTRIBUTES = "attributes"
 """A raw column of this name (map, struct or JSON text) holds event information by key."""
@@ -170,7 +171,7 @@ def _load(spark: SparkSession, source: str, config: Config) -> DataFrame:
         reason = _root_line(trouble)
         raise InputError(
             f"{source}: cannot be read as {kind} ({reason}); set `format:` or mend the file"
-        ) from trouble
+        ) from harmless(trouble)
 
 
 def _verbatim(path: str) -> str:

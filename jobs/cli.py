@@ -13,6 +13,7 @@ from typing import Any
 
 from dynamix.config import Config
 from dynamix.errors import ConfigError, DynamixError, GuardError
+from dynamix.jobs.hidden import hide
 from dynamix.jobs.options import build_parser
 
 
@@ -49,27 +50,27 @@ def perform(arguments: Namespace) -> Outcome:
     except KeyboardInterrupt:
         _fail(outcome, arguments, 130, "interrupted; what was written stays, run again to go on from there")
     except Exception as trouble:
-        first = str(trouble).strip().splitlines()[0] if str(trouble).strip() else type(trouble).__name__
+        first = (hide(str(trouble)).strip() or type(trouble).__name__).splitlines()[0]
         code = 5 if "No space left" in str(trouble) else 1
         _fail(outcome, arguments, code, f"{type(trouble).__name__}: {first[:400]} (--debug shows the trace)")
     if arguments.json:
-        print(json.dumps(asdict(outcome), default=str))
+        print(hide(json.dumps(asdict(outcome), default=str)))
     return outcome
 
 
 def _fail(outcome: Outcome, arguments: Namespace, code: int, message: str) -> None:
     outcome.status = "interrupted" if code == 130 else "failed"
     outcome.exit_code = code
-    outcome.message = message
+    outcome.message = hide(message)
     if arguments.debug:
-        traceback.print_exc()
-    print(f"dynamix {arguments.verb}: {message}", file=sys.stderr)
+        print(hide(traceback.format_exc()), file=sys.stderr, end="")
+    print(f"dynamix {arguments.verb}: {outcome.message}", file=sys.stderr)
 
 
 def _say(arguments: Namespace, *lines: str) -> None:
     stream = sys.stderr if arguments.json else sys.stdout
     for line in lines:
-        print(line, file=stream, flush=True)
+        print(hide(line), file=stream, flush=True)
 
 
 def _simulate(arguments: Namespace, outcome: Outcome) -> None:
@@ -159,7 +160,7 @@ def _on_warehouse(arguments: Namespace, outcome: Outcome) -> None:
         rows = run.warehouse.read(run.spark, name).count() if arguments.json else -1
         outcome.tables[name] = {"version": version, "rows": rows}
     for warning in result.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(hide(f"warning: {warning}"), file=sys.stderr)
     _say(arguments, *str(result.facts.get("text", "")).splitlines())
     _refuse_no_change(arguments, result.verdicts, result.facts)
     _ask_for_refit(result.facts)

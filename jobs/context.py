@@ -13,6 +13,7 @@ from pyspark.sql import SparkSession
 
 from dynamix.config import Config
 from dynamix.features.tables import Warehouse
+from dynamix.jobs.hidden import hide
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Run:
         return path
 
     def note(self, text: str) -> None:
-        """A line of progress on standard error and in the run's log."""
+        """A line of progress on standard error and in the run's log, without secrets."""
+        text = hide(text)
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
         with (self.folder / "run.log").open("a", encoding="utf-8") as log:

@@ -26,6 +26,7 @@ from dynamix.contracts import RUN_LOG
 from dynamix.features.sql_text import equals, one_of
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.hidden import hide
 
 _NAMED_VERSION = {
     "masks": "mask_version",
@@ -150,7 +151,7 @@ def _row(run: Run, entry: Entry) -> tuple[object, ...]:
         result.counters.get("rows_quarantined"),
         counters,
         entry.seconds,
-        entry.message,
+        hide(entry.message),
         datetime.now(UTC).replace(tzinfo=None),
     )
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError
+from dynamix.redaction import harmless, without_secrets
 
 RANKER, SEGMENTER = "dynamix-ranker", "dynamix-segmenter"
 CHALLENGER, CHAMPION = "challenger", "champion"
@@ -318,10 +319,11 @@ def connected(registry: Registry) -> Iterator[Any]:
             mlflow.set_registry_uri(registry.tracking_uri)
             yield mlflow
         except (mlflow.exceptions.MlflowException, OSError) as trouble:
+            said = without_secrets(" ".join(str(trouble).split()))[:300]
             raise EnvironmentTrouble(
-                f"tracking store {registry.tracking_uri} failed ({' '.join(str(trouble).split())[:300]}); what was "
-                "trained is kept in the run's folder: bring the store back and run `dynamix train` again"
-            ) from trouble
+                f"tracking store {registry.tracking_uri} failed ({said}); what was trained is kept in the run's "
+                "folder: bring the store back and run `dynamix train` again"
+            ) from harmless(trouble)
         finally:
             logging_utils.enable_logging()  # type: ignore[no-untyped-call]
             mlflow.set_tracking_uri(before)

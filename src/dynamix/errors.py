@@ -9,15 +9,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from dynamix.redaction import without_secrets
+
 
 class DynamixError(Exception):
-    """Base of all errors that are reported in one or two lines instead of a trace."""
+    """Base of all errors that are reported in one or two lines instead of a trace; addresses lose their credentials."""
 
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = without_secrets(message)
+        super().__init__(self.message)
 
 
 class ConfigError(DynamixError):
