@@ -294,6 +294,7 @@ def _children(contest: Contest) -> list[ChildRun]:
                         "seed": trained.spec.seed,
                         "mask_version": arm.mask_version,
                         "device": trained.device,
+                        "rows_at_once": trained.rows_at_once,
                     },
                     found.flat("validate_"),
                     {"arm": name, "seed": str(trained.spec.seed)},

@@ -247,6 +247,8 @@ def arm_report(contest: Contest, arm: Arm, part: Part, *, config: TrainConfig) -
         "tokens_per_impression": part.rows.tokens_per_row, "tokens": part.rows.tokens,
         "seeds": [t.spec.seed for t in arm.trained], "epochs": [t.epochs for t in arm.trained],
         "device": arm.trained[0].device,
+        "batch_size": config.batch_size,
+        "rows_at_once": min(trained.rows_at_once for trained in arm.trained),
     }  # fmt: skip
 
 

@@ -151,13 +151,18 @@ class JaggedRows:
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[RankBatch]:
         """Batches of `size` rows (the last is shorter), shuffled iff a generator is given."""
+        for rows in self.places(size, generator):
+            yield self.batch(rows)
+
+    def places(self, size: int, generator: torch.Generator | None = None) -> Iterator[NDArray[np.int64]]:
+        """The rows of each of `batches`."""
         order = (
             np.arange(len(self))
             if generator is None
             else torch.randperm(len(self), generator=generator).numpy()
         )
         for start in range(0, len(order), size):
-            yield self.batch(order[start : start + size])
+            yield order[start : start + size]
 
 
 def load_rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from dynamix.config import TrainConfig
 from dynamix.errors import EnvironmentTrouble, GuardError
 from dynamix.models.batch import RankBatch
 from dynamix.models.dataset import JaggedRows
+from dynamix.models.memory import RowsAtOnce, pieces
 from dynamix.models.metrics import NeState
 from dynamix.models.ranker import Ranker, RankerConfig
 from dynamix.models.trunks.din import TrunkConfig
@@ -48,6 +50,8 @@ class TrainedArm:
     model: Ranker
     base_rates: Mapping[str, float]
     device: str
+    rows_at_once: int
+    """Rows of a batch that went through the model together: all of them, where memory sufficed."""
     epochs: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -85,8 +89,14 @@ def ranker_config(rows: JaggedRows, *, n_streams: int, n_segments: int, config: 
     return RankerConfig(trunk=trunk, heads=tuple(rows.labels), surfaces=rows.surfaces)
 
 
-def batch_loss(logits: Tensor, batch: RankBatch, heads: tuple[str, ...]) -> Tensor:
-    """Mean over heads of the weighted mean BCE over rows with a known label; 0 where none is known."""
+def batch_loss(
+    logits: Tensor, batch: RankBatch, heads: tuple[str, ...], *, known_weight: Tensor | None = None
+) -> Tensor:
+    """Mean over heads of the weighted mean BCE over rows with a known label; 0 where none is known.
+
+    `known_weight` (H,), the weight of rows with a known label, is that of `batch` by default. With the whole batch's for
+    each of its pieces, their losses add up to the loss of the whole.
+    """
     assert batch.weight is not None  # training rows always carry one; for the type checker
     losses = []
     for column, head in enumerate(heads):
@@ -96,7 +106,8 @@ def batch_loss(logits: Tensor, batch: RankBatch, heads: tuple[str, ...]) -> Tens
         each = F.binary_cross_entropy_with_logits(
             logits[:, column], torch.where(known, y, torch.zeros_like(y)), reduction="none"
         )
-        losses.append((each * weight).sum() / weight.sum().clamp_min(1e-6))
+        whole = weight.sum() if known_weight is None else known_weight[column]
+        losses.append((each * weight).sum() / whole.clamp_min(1e-6))
     return torch.stack(losses).mean()
 
 
@@ -114,7 +125,8 @@ def train_arm(
     All passes are made, so that every arm sees the same steps and the same falling rate: arms that stopped at
     different passes differed by more than their masks did (docs/experiments.md).
     Deterministic given seed, thread count and device: one torch.Generator draws weights and order. A loss
-    that is not finite stops with GuardError before it touches a later state (docs/faults.md 39).
+    that is not finite stops with GuardError before it touches a later state (docs/faults.md 39). A batch that
+    does not fit into the device's memory goes through in pieces, to the same sums (docs/faults.md 38).
     """
     torch.set_num_threads(config.threads)
     device = pick_device(config.device)
@@ -128,33 +140,41 @@ def train_arm(
     generator = torch.Generator().manual_seed(spec.seed)
     model.start(rates, train.batch(torch.randperm(len(train), generator=generator)[:_SCALE_ROWS].numpy()))
     model.to(device)
-    trained = TrainedArm(spec, model, rates, str(device))
+    memory = RowsAtOnce(config.batch_size, say=lambda text: progress(f"{spec.arm} seed {spec.seed}: {text}"))
     steps = math.ceil(len(train) / config.batch_size)
     passes = max(config.epochs, math.ceil(config.min_steps / steps))
     optimizer, schedule = _optimizer(model, config, steps=passes * steps)
-    best, best_loss = _copy(model), _validation_loss(model, validate, config.batch_size)
+    best, best_loss = _copy(model), _validation_loss(model, validate, config.batch_size, memory)
+    epochs: list[dict[str, float]] = []
     for epoch in range(passes):
-        loss = _epoch(model, train, optimizer, schedule, config.batch_size, generator, after_step)
-        held_out = _validation_loss(model, validate, config.batch_size)
-        trained.epochs.append({"train_loss": loss, "validate_loss": held_out})
+        loss = _epoch(model, train, optimizer, schedule, config.batch_size, generator, memory, after_step)
+        held_out = _validation_loss(model, validate, config.batch_size, memory)
+        epochs.append({"train_loss": loss, "validate_loss": held_out})
         progress(f"{spec.arm} seed {spec.seed} epoch {epoch + 1}: train {loss:.5f}, validate {held_out:.5f}")
         if held_out <= best_loss:
             best, best_loss = _copy(model), held_out
     model.cpu().load(best)
-    return trained
+    return TrainedArm(spec, model, rates, str(device), min(memory.rows, config.batch_size), epochs)
 
 
-def predict(model: Ranker, rows: JaggedRows, *, batch_size: int) -> dict[str, NDArray[np.float64]]:
-    """Probabilities (R,) of every head in the order of the rows."""
-    device = next(model.parameters()).device
+def predict(
+    model: Ranker, rows: JaggedRows, *, batch_size: int, memory: RowsAtOnce | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """Probabilities (R,) of every head in the order of the rows; fewer rows at once where memory is short."""
     model.eval()
-    parts = []
-    with torch.inference_mode():
-        for batch in rows.batches(batch_size):
-            parts.append(torch.sigmoid(model(batch.to(device)).double()).cpu().numpy())
+    at_once = memory or RowsAtOnce(batch_size)
+    parts = [at_once.attempt(partial(_probabilities, model, rows, at)) for at in rows.places(batch_size)]
     heads = model.config.heads
     stacked = np.concatenate(parts) if parts else np.zeros((0, len(heads)))
     return {head: stacked[:, column] for column, head in enumerate(heads)}
+
+
+def _probabilities(model: Ranker, rows: JaggedRows, at: NDArray[np.int64], size: int) -> NDArray[np.float64]:
+    """(len(at), H) for these rows, `size` of them at once."""
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        logits = [model(rows.batch(piece).to(device)) for piece in pieces(at, size)]
+        return torch.sigmoid(torch.cat(logits).double()).cpu().numpy()
 
 
 def _epoch(
@@ -164,6 +184,7 @@ def _epoch(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     size: int,
     generator: torch.Generator,
+    memory: RowsAtOnce,
     after_step: Step | None,
 ) -> float:
     """One pass in shuffled order; mean loss of its steps."""
@@ -171,15 +192,11 @@ def _epoch(
     model.train()
     total = torch.zeros((), device=device)
     steps = 0
-    for batch in train.batches(size, generator):
-        there = batch.to(device)
-        optimizer.zero_grad(set_to_none=True)
-        loss = batch_loss(model(there), there, model.config.heads)
-        prior = model.linear.prior_energy(shared_sd=SHARED_SD, segment_sd=SEGMENT_SD) / len(train)
-        (loss + prior).backward()  # type: ignore[no-untyped-call]
+    for at in train.places(size, generator):
+        loss = memory.attempt(partial(_gradients, model, train, at))
         optimizer.step()
         schedule.step()
-        total += loss.detach()
+        total += loss
         steps += 1
         if after_step is not None:
             after_step(model, steps)
@@ -192,11 +209,33 @@ def _epoch(
     return mean
 
 
-def _validation_loss(model: Ranker, rows: JaggedRows, size: int) -> float:
+def _gradients(model: Ranker, train: JaggedRows, at: NDArray[np.int64], size: int) -> Tensor:
+    """Loss () of the rows `at`; its gradients, with those of the prior, take the place of the model's.
+
+    The rows go through `size` at a time. Nothing but gradients changes, so it may be tried again.
+    """
+    device, heads = next(model.parameters()).device, model.config.heads
+    model.zero_grad(set_to_none=True)
+    weight = torch.from_numpy(train.weight[at])
+    known = torch.stack(
+        [(weight * torch.isfinite(torch.from_numpy(train.labels[head][at]))).sum() for head in heads]
+    ).to(device)
+    total = torch.zeros((), device=device)
+    extra = model.linear.prior_energy(shared_sd=SHARED_SD, segment_sd=SEGMENT_SD) / len(train)
+    for piece in pieces(at, size):
+        batch = train.batch(piece).to(device)
+        loss = batch_loss(model(batch), batch, heads, known_weight=known)
+        (loss + extra).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+        extra = torch.zeros((), device=device)  # the prior counts once
+    return total
+
+
+def _validation_loss(model: Ranker, rows: JaggedRows, size: int, memory: RowsAtOnce) -> float:
     """Mean over heads of the log loss on rows outside the hold-out; 0 without rows."""
     if len(rows) == 0:
         return 0.0
-    predicted = predict(model, rows, batch_size=size)
+    predicted = predict(model, rows, batch_size=size, memory=memory)
     losses = []
     for head, p in predicted.items():
         y = rows.labels[head].astype(float)
