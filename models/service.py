@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from dynamix.errors import EnvironmentTrouble
 from dynamix.models.carried import CARRIED
 from dynamix.models.dataset import JaggedRows
-from dynamix.models.export import export_ranker, from_bytes, run_program, to_bytes
+from dynamix.models.export import export_ranker, flattened, run_program, to_bytes
 from dynamix.models.ranker import Ranker, RankerConfig
 from dynamix.models.serving import Preparation, prepare
 
@@ -30,7 +32,7 @@ _EVENT = pa.struct(
 
 @dataclass(frozen=True)
 class RankerService:
-    """Exported program with its preparation; scores raw requests and rows of `training_rows` alike."""
+    """A ranker with its preparation; scores raw requests and rows of `training_rows` alike."""
 
     program: nn.Module
     config: RankerConfig
@@ -38,15 +40,19 @@ class RankerService:
 
     @classmethod
     def load(cls, folder: Path) -> RankerService:
-        """Service from the files that `write_artefacts` made; on the CPU."""
+        """Service from the files that `write_artefacts` made; on the CPU.
+
+        From the state dict, never from the exported program: that is code, and a registry may hold anybody's.
+        """
+        ranker = load_ranker(folder)
         names = ("rule.json", "streams.json", "masks.json", "segmenter.json", "habits.json", CARRIED)
         present = [
             name for name in names if name != CARRIED or (folder / name).is_file()
         ]  # older models lack it
         files = {name: (folder / name).read_text(encoding="utf-8") for name in present}
         return cls(
-            from_bytes((folder / PROGRAM).read_bytes()),
-            RankerConfig.from_json((folder / CONFIG).read_text(encoding="utf-8")),
+            flattened(ranker),
+            ranker.config,
             Preparation.from_json(files),
         )
 
@@ -91,9 +97,19 @@ def write_artefacts(folder: Path, ranker: Ranker, preparation: Preparation, *, e
 
 
 def load_ranker(folder: Path) -> Ranker:
-    """The eager ranker from state dict and config, without the exported program."""
+    """The ranker from state dict and config: tensors and JSON, nothing that runs.
+
+    EnvironmentTrouble (exit 5) where the file of weights is torn or holds anything but tensors.
+    """
     config = RankerConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
-    return Ranker(config).load(torch.load(folder / STATE, weights_only=True))
+    try:
+        state = torch.load(folder / STATE, weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as trouble:
+        raise EnvironmentTrouble(
+            f"model file {folder / STATE} is torn or holds more than weights ({type(trouble).__name__}); nothing of it "
+            "was run: take another version (`dynamix score --model`), or find out who wrote this one"
+        ) from trouble
+    return Ranker(config).load(state)
 
 
 def request_table(requests: pd.DataFrame) -> pa.Table:
