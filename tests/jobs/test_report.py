@@ -30,7 +30,8 @@ from dynamix.jobs.report_data import (
 )  # fmt: skip
 from dynamix.jobs.report_load import match_truth
 
-EVIL = '<script>alert("x")</script>&'
+EVIL = """'"><script>alert("x")</script><img src=x onerror=alert(1)>" onmouseover='x' {{ 7 * 7 }} &amp;&"""
+"""Breaks out of text, out of either kind of attribute, and out of a template."""
 
 
 def sample() -> ReportData:
@@ -120,8 +121,9 @@ def test_the_page_asks_for_nothing_outside_and_runs_no_script() -> None:
 
 def test_data_is_escaped_everywhere() -> None:
     text = render(sample())
-    assert EVIL not in text and "<script" not in text
-    assert "&lt;script&gt;" in text
+    assert EVIL not in text and "<script" not in text and "<img" not in text
+    assert "&lt;script&gt;" in text and "{{ 7 * 7 }}" in text and "&amp;amp;&amp;" in text
+    assert not [key for _, attributes in Page(text).tags for key in attributes if key.startswith("on")]
 
 
 def test_the_table_holds_exactly_the_rows_of_the_mask() -> None:
