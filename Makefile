@@ -11,7 +11,7 @@ BIN := .venv/bin
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 PY := $(BIN)/python
 
-.PHONY: help setup demo test test-all faults bench lint notebooks bundle lock clean
+.PHONY: help setup demo test test-all faults bench lint notebooks bundle lock audit-deps clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -74,6 +74,10 @@ bundle: setup ## build the wheel of the Databricks bundle and check the bundle (
 lock: ## resolve the lock anew from pyproject.toml and constraints.in
 	@$(PY) -m uv pip compile pyproject.toml --extra dev -c constraints.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet --upgrade -o requirements.lock
+
+audit-deps: setup ## look the lock up in an advisory database (network; docs/security.md)
+	@$(PY) -m uv tool run pip-audit==2.10.1 --strict --disable-pip --require-hashes --progress-spinner off \
+	  -r requirements.lock -r requirements-bootstrap.lock
 
 clean: ## remove the environment and everything the demo wrote
 	@rm -rf .venv .typing demo build dist *.egg-info src/*.egg-info
