@@ -13,7 +13,7 @@ from typing import Any
 
 from dynamix.config import Config
 from dynamix.errors import ConfigError, DynamixError, GuardError
-from dynamix.jobs.hidden import hide
+from dynamix.jobs.hidden import hide, hide_all
 from dynamix.jobs.options import build_parser
 
 
@@ -54,7 +54,7 @@ def perform(arguments: Namespace) -> Outcome:
         code = 5 if "No space left" in str(trouble) else 1
         _fail(outcome, arguments, code, f"{type(trouble).__name__}: {first[:400]} (--debug shows the trace)")
     if arguments.json:
-        print(hide(json.dumps(asdict(outcome), default=str)))
+        print(json.dumps(hide_all(json.loads(json.dumps(asdict(outcome), default=str)))))
     return outcome
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from dynamix.redaction import without_secrets
 
@@ -21,3 +22,12 @@ def secret_values(environment: Mapping[str, str]) -> list[str]:
 def hide(text: str, *, environment: Mapping[str, str] | None = None) -> str:
     """The text with `[hidden]` in place of credentials in addresses and of secrets of the environment."""
     return without_secrets(text, secret_values(os.environ if environment is None else environment))
+
+
+def hide_all(tree: Any) -> Any:
+    """JSON values with every text in them hidden as by `hide`; keys stay."""
+    if isinstance(tree, str):
+        return hide(tree)
+    if isinstance(tree, dict):
+        return {key: hide_all(value) for key, value in tree.items()}
+    return [hide_all(value) for value in tree] if isinstance(tree, list) else tree

@@ -103,7 +103,7 @@ def load_ranker(folder: Path) -> Ranker:
     """
     config = RankerConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
     try:
-        state = torch.load(folder / STATE, weights_only=True)
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as trouble:
         raise EnvironmentTrouble(
             f"model file {folder / STATE} is torn or holds more than weights ({type(trouble).__name__}); nothing of it "

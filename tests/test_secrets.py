@@ -18,7 +18,7 @@ from pyspark.sql import SparkSession
 from dynamix.errors import DynamixError, EnvironmentTrouble, InputError
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.cli import main
-from dynamix.jobs.hidden import hide, secret_values
+from dynamix.jobs.hidden import hide, hide_all, secret_values
 from dynamix.models.registry import ChildRun, Registry, log_training
 from dynamix.redaction import harmless, without_secrets
 
@@ -64,6 +64,13 @@ def test_values_of_variables_that_are_named_as_secrets_go(environment: None) -> 
     assert set(secret_values(ENVIRONMENT)) == set(SECRETS) - {WORD}
     assert hide(f"ann sent {' and '.join(SECRETS[1:])}") == "ann sent " + " and ".join(["[hidden]"] * 4)
     assert hide("short", environment={"MY_TOKEN": "sho"}) == "short"  # it may be any part of a word
+
+
+def test_every_text_of_an_outcome_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret with quotes would be another text once it is JSON."""
+    monkeypatch.setenv("STORE_PASSWORD", 'pa"ss\\word')
+    tree = {"message": 'by pa"ss\\word', "facts": {"tried": ['pa"ss\\word', 3, None]}}
+    assert hide_all(tree) == {"message": "by [hidden]", "facts": {"tried": ["[hidden]", 3, None]}}
 
 
 def test_no_error_of_ours_carries_credentials(environment: None) -> None:
