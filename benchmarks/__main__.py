@@ -52,7 +52,8 @@ def main() -> int:
     )
     parser.add_argument("--users", type=int, help="default 20,000; 3,000 for headline")
     parser.add_argument(
-        "--seeds", help="numbers for worlds (default 0); how many for segmenters and headline (default 2)"
+        "--seeds",
+        help="as 0,2-4 for worlds, gates, drift (default 0); how many for segmenters and headline (default 2)",
     )
     parser.add_argument("--events", default="50,15,5,1.5", help="mean events a user, for segmenters")
     parser.add_argument("--folder", type=Path, help="where worlds are kept between runs (default: temporary)")
@@ -113,7 +114,7 @@ def main() -> int:
             parser.error("summary needs --folder W, a warehouse that `dynamix run` has written")
         summary.main(options.folder)
         return 0
-    seeds = [int(s) for s in (options.seeds or "0").split(",")]
+    seeds = numbers(options.seeds or "0")
     if options.what == "gates":
         chosen = options.presets.split(",") if options.presets else list(gates.GATES)
         gates.main(chosen, seeds=seeds, users=options.users, settings=options.settings.split(","))
@@ -129,6 +130,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         worlds.main(presets, Path(folder), options.users, seeds)
     return 0
+
+
+def numbers(text: str) -> list[int]:
+    """`0,3` or `0-4`: the whole numbers that a list of numbers and ranges names."""
+    ends = [part.split("-") for part in text.split(",")]
+    return [n for end in ends for n in range(int(end[0]), int(end[-1]) + 1)]
 
 
 def compare_features(options: argparse.Namespace, folder: Path) -> None:

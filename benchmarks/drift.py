@@ -18,15 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.gates import SETTINGS, Gate
-from benchmarks.gates_world import (
-    HEAD,
-    START,
-    histories,
-    pipeline_dwells,
-    statistics_of,
-    world_config,
-    world_sums,
-)
+from benchmarks.gates_sums import statistics_of, world_sums
+from benchmarks.gates_world import START, histories, pipeline_dwells, world_config
 from dynamix.config import MaskConfig
 from dynamix.errors import ConfigError
 from dynamix.features import sim_world as W
@@ -229,7 +222,7 @@ def _read(
     calendar = replace(calendar, statistics=variant.period(calendar, config))
     whole = world_config()
     made = histories(drawn, days=day, config=whole, calendar=calendar, half=holdout.astype(np.int64))
-    sums = world_sums(made, pipeline_dwells(drawn, whole, calendar), HEAD)
+    sums = world_sums(made, pipeline_dwells(drawn, whole, calendar))
     return variant.statistics(statistics_of(sums, drawn.world.streams))
 
 

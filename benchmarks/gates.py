@@ -6,7 +6,7 @@ against what was planted (docs/method.md C.4). A broken variant goes through the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -98,6 +98,20 @@ def type_one(m: Measured) -> Gate:
     return Gate("type-I", found <= limit, f"{found:.3f} of {n}, deff {np.median(m.deff[own]):.2f}")
 
 
+def nothing_matters(m: Measured) -> Gate:
+    """Where nothing acts, no cell with the support of a decision is shown to exceed its budget: none to boost."""
+    own = m.matters & (m.positives >= m.needed)
+    return Gate("boost", not own.any(), f"{own.sum()} of {(m.positives >= m.needed).sum()} cells")
+
+
+def quota_horizon(m: Measured) -> Gate:
+    """Of the cells whose horizon these data can tell, at least .8 keep a history within one bucket of it."""
+    h = m.horizons
+    near, alone, n = h.within_one(h.chosen), h.within_one(h.alone), int(h.decidable.sum())
+    said = f"{near.sum()} of {n}, {alone.sum()} were the total free"
+    return Gate("horizon", float(near.mean()) >= 0.8 if n else None, said)
+
+
 def support_floor(m: Measured) -> Gate:
     """No cell is dropped below the positives that the support rule asks for."""
     own = m.dropped
@@ -119,25 +133,33 @@ def copies(m: Measured) -> Gate:
     return Gate("copies", one == pairs if pairs else None, f"one of {one}, both of {both}, {pairs} pairs")
 
 
+def intent_drops(m: Measured) -> Gate:
+    """No stream goes whose dwell tells the intent of the session: it does not act, and is worth having."""
+    own = m.kind == "intent"
+    return Gate("intent", not m.dropped[own].any(), f"{m.dropped[own].sum()} of {own.sum()} cells dropped")
+
+
 def cold_loss(m: Measured) -> Gate:
     """The mask of segment 0 costs its impressions at most .02 % NE."""
     lost = float(m.loss.by_segment[0])
     return Gate("cold", lost <= 0.0002, f"{lost:.3%}, {m.share('cold'):.3f} of its tokens dropped")
 
 
-CLEAN = (null_drops, strong_drops, weak_drops, total_loss, coverage, centred)
+CLEAN = (null_drops, strong_drops, weak_drops, total_loss, quota_horizon, coverage, centred)
 GATES: dict[str, tuple[Callable[[Measured], Gate], ...]] = {
     "S0": CLEAN,
     "S1": CLEAN,
     "S1-late": (strong_drops, coverage, centred),
     "S2": (support_floor, strong_drops, total_loss),
     "S3": (copies, strong_drops, total_loss),
+    "S3-exact": (copies, strong_drops, total_loss),
     "S6": (cold_loss, strong_drops, total_loss),
     "S7": (),
     "S8": (strong_drops, total_loss),
     "S9": CLEAN,
-    "null": (type_one, coverage),
-    "null-clustered": (type_one, coverage),
+    "S10": (intent_drops, strong_drops),
+    "null": (type_one, coverage, nothing_matters),
+    "null-clustered": (type_one, coverage, nothing_matters),
 }
 """S1-late asks for unbiased habits alone: its early events dilute every exposure, so weak effects look smaller than
 they are. S7 is reported and has no gate; S4 and S5 are watched over week by week in benchmarks/drift.py."""
@@ -180,6 +202,7 @@ def main(
     print("\ngates passed as it is, seeds")
     for (preset, name), flags in passed.items():
         print(f"  {preset:15} {name:9} {sum(flags)} of {len(flags)}{_pooled(name, cells[preset])}")
+    print(f"true loss over the budget: {over_budget(cells)}")
     print("broken variants noticed, seeds")
     for variant in BROKEN:
         if variant.name in noticed:
@@ -188,7 +211,7 @@ def main(
 
 
 def _line(m: Measured, results: Sequence[Gate], seconds: float) -> str:
-    kinds = ("null", "trace", "weak", "u", "strong", "match", "copy", "cold")
+    kinds = ("null", "trace", "weak", "u", "strong", "match", "copy", "intent", "cold")
     there = [k for k in kinds if (m.kind == k).any()]
     shares = " ".join(f"{k} {m.share(k):.3f}" for k in there)
     words = {True: "pass", False: "FAIL", None: "not judged"}
@@ -201,11 +224,25 @@ def _line(m: Measured, results: Sequence[Gate], seconds: float) -> str:
     )
 
 
+def over_budget(cells: Mapping[str, Sequence[Measured]]) -> str:
+    """How many runs of the presets with that gate truly cost more than the budget."""
+    own = [m for preset, runs in cells.items() if total_loss in GATES[preset] for m in runs]
+    return f"{sum(m.loss.total > m.budget for m in own)} of {len(own)} runs"
+
+
 def _pooled(name: str, runs: Sequence[Measured]) -> str:
     """Figures over all seeds for gates on shares of cells."""
     if name == "coverage":
         held = np.concatenate([m.covered for m in runs])
         return f"; {held.mean():.4f} of {len(held):,} cells"
+    if name == "weak":
+        own = [(m.kind == "weak") & (m.positives >= WEAK_POSITIVES) for m in runs]
+        gone = sum(int(m.dropped[w].sum()) for m, w in zip(runs, own, strict=True))
+        return f"; {gone} of {sum(int(w.sum()) for w in own)} cells"
+    if name == "horizon":
+        near = np.concatenate([m.horizons.within_one(m.horizons.chosen) for m in runs])
+        alone = np.concatenate([m.horizons.within_one(m.horizons.alone) for m in runs])
+        return f"; {near.mean():.3f} of {len(near):,} cells, {alone.mean():.3f} were the total free"
     if name == "type-I":
         shown = np.concatenate([m.shown[m.positives >= LEAST_POSITIVES] for m in runs])
         return f"; {shown.mean():.4f} of {len(shown):,} cells"

@@ -32,6 +32,12 @@ class PlantedRows:
     told: Mapping[int, Floats]
     copy_of: Ints
 
+    def of(self, own: Bools) -> PlantedRows:
+        """Those of the impressions (B,) named."""
+        told = {f: x[own] for f, x in self.told.items()}
+        segment, fixed, expected = self.segment[own], self.fixed[own], self.expected[own]
+        return PlantedRows(segment, fixed, expected, self.parts[own], told, self.copy_of)
+
     def __add__(self, other: PlantedRows) -> PlantedRows:
         pairs = [(getattr(self, n), getattr(other, n)) for n in ("segment", "fixed", "expected", "parts")]
         told = {f: np.concatenate([x, other.told[f]]) for f, x in self.told.items()}

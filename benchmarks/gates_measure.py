@@ -11,22 +11,22 @@ import numpy.typing as npt
 
 from benchmarks.gates_broken import SOUND, Variant
 from benchmarks.gates_loss import Loss, PlantedRows, true_loss
+from benchmarks.gates_quota import Horizons, horizons
+from benchmarks.gates_sums import Sums, planted_sums, recency_of, statistics_of, world_sums
 from benchmarks.gates_world import (
     HEAD,
     START,
-    Sums,
     histories,
     pipeline_dwells,
     planted_dwells,
     planted_logits,
-    statistics_of,
     world_config,
-    world_sums,
 )
 from dynamix.config import MaskConfig
 from dynamix.features import sim_world as W
 from dynamix.features.simulate import draw_in
 from dynamix.segmentation import effects
+from dynamix.segmentation.bounds import cell_budget
 from dynamix.segmentation.cells import Statistics
 from dynamix.segmentation.effects import effect
 from dynamix.segmentation.masks import Verdict
@@ -59,10 +59,10 @@ class Measured:
     """Cells (M,) of one world under one variant, and the figures that belong to all of them.
 
     kind: planted kind, `cold` in segment 0; dropped; tokens: kept events; positives and needed: of the support
-    rule; shown: lower bound of the block's relevance above 0; beta, se, truth: dwell channel in log-odds per SD,
-    truth = 0 for null cells, else by the same functional of the planted exposure and p (NaN where the preset
-    hides that exposure); spread: what `se` says of beta - truth (`_spread`); deff: design effect of the block;
-    copy_of (F,) as in `World`.
+    rule; shown: lower bound of the block's relevance above 0; matters: above the cell's budget; beta, se, truth:
+    dwell channel in log-odds per SD, truth = 0 for null cells, else by the same functional of the planted exposure
+    and p (NaN where the preset hides that exposure); spread: what `se` says of beta - truth (`_spread`); deff: design
+    effect of the block; copy_of (F,) as in `World`; horizons: quotas beside the planted ones.
     """
 
     preset: str
@@ -79,12 +79,14 @@ class Measured:
     positives: Floats
     needed: Floats
     shown: Bools
+    matters: Bools
     beta: Floats
     se: Floats
     truth: Floats
     spread: Floats
     deff: Floats
     copy_of: npt.NDArray[np.int64]
+    horizons: Horizons
     loss: Loss
     budget: float
 
@@ -127,13 +129,14 @@ def sample(preset: str, *, seed: int, users: int, variants: Sequence[Variant] = 
             way = (variant.settings, calendar.habit)
             if way not in have:
                 dwells = pipeline_dwells(drawn, world_config(*variant.settings), calendar)
-                have[way] = world_sums(made, dwells, HEAD)
+                have[way] = world_sums(made, dwells)
             before = sums.get(variant.name)
             sums[variant.name] = have[way] if before is None else before + have[way]
-        own = world_sums(made, planted_dwells(drawn), "expected")
+        own = planted_sums(made, planted_dwells(drawn))
         planted = own if planted is None else planted + own
         parts, told = planted_logits(made, days=DAYS)
         more = PlantedRows(made.rows.given, made.rows.fixed, made.rows.expected, parts, told, world.copy_of)
+        more = more.of(made.rows.expected > 0)  # the first impression of a path never converts
         rows = more if rows is None else rows + more
     if planted is None or rows is None:
         raise ValueError(f"users is {users}; allowed: 1 or more")
@@ -144,9 +147,12 @@ def measured(found: Sample, variant: Variant, config: MaskConfig) -> Measured:
     """Verdicts of the variant's rule on the sample, cell by cell beside the truth."""
     streams = found.world.streams
     statistics = statistics_of(found.sums[variant.name], streams)
+    recent = recency_of(found.sums[variant.name], streams)
     truth = statistics_of(found.planted, streams)
     with patch.object(effects, "moments", variant.moments):
         verdicts = variant.rule(statistics, config)
+        planted = recency_of(found.planted, streams)
+        cuts = horizons(found.world, (statistics, recent), planted, verdicts, config)
     place = {name: f for f, name in enumerate(streams)}
     dropped = np.zeros((W.N_SEGMENTS + 1, W.N_STREAMS), bool)
     for v in verdicts:
@@ -166,12 +172,13 @@ def measured(found: Sample, variant: Variant, config: MaskConfig) -> Measured:
         positives=np.array([c["support"].value for c in checks]),
         needed=np.array([c["support"].limit for c in checks]),
         shown=np.array([v.effect.lcb > 0 for v in verdicts]),
+        matters=np.array([v.effect.lcb > cell_budget(v.effect.rate, config.delta) for v in verdicts]),
         beta=np.array([v.effect.channels["dwell"].beta for v in verdicts]),
         se=np.array([v.effect.channels["dwell"].se for v in verdicts]),
         truth=_truth(found.world, verdicts, truth, place),
         spread=_spread(found.world, verdicts, truth, place),
         deff=np.array([v.effect.deff for v in verdicts]),
-        copy_of=found.world.copy_of, loss=true_loss(found.rows, dropped), budget=config.ne_budget,
+        copy_of=found.world.copy_of, horizons=cuts, loss=true_loss(found.rows, dropped), budget=config.ne_budget,
     )  # fmt: skip
 
 
@@ -182,9 +189,11 @@ def _population(statistics: Statistics) -> tuple[float, float]:
 
 
 def _kind(world: W.World, segment: int, stream: int) -> str:
-    """Planted kind of a cell; `cold` for segment 0, `swap` for streams that change at mid-world."""
+    """Planted kind of a cell; `cold` for segment 0, `swap` for streams that change at mid-world, `intent` in S10."""
     if segment == 0:
         return "cold"
+    if stream in world.intent:
+        return "intent"
     return "swap" if stream in world.swap else str(world.kind[segment - 1, stream])
 
 

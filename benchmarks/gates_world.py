@@ -1,8 +1,9 @@
-"""A simulated world as the statistics see it, without Spark: dwells, habits and histories in NumPy, sums of all cells.
+"""A simulated world as the statistics see it, without Spark: dwells, habits and histories in NumPy.
 
-From the kept history on, every number comes from the product's own functions. What Spark does before that, caps,
-moments, habits and z of the dwells, is repeated here in NumPy (docs/method.md A.2) and held against the plain
-Python oracle in tests/benchmarks/test_gates_world.py. Past conversions are left out of the histories.
+From the kept history on, every number comes from the product's own functions (sums: benchmarks/gates_sums.py). What
+Spark does before that, caps, moments, habits and z of the dwells, is repeated here in NumPy (docs/method.md A.2) and
+held against the plain Python oracle in tests/benchmarks/test_gates_world.py. Past conversions are left out of the
+histories.
 """
 
 from __future__ import annotations
@@ -15,21 +16,17 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dynamix.config import Config, HistoryConfig, load_config
-from dynamix.features import relevance
 from dynamix.features import sim_world as W
 from dynamix.features.calendar import Calendar, Period, build_calendar, midnight, since_1970
 from dynamix.features.dwell import BINS_PER_E
-from dynamix.features.gram import GramSums, size_of
 from dynamix.features.history import EventBlock, ImpressionBlock, kept_history
-from dynamix.features.relevance import SIZE, WHOLE, CellSums, Prediction, thirds
+from dynamix.features.relevance import Prediction
 from dynamix.features.sim_labels import StreamIndex, acting_events, contributions, standard, stream_exposure
 from dynamix.features.simulate import CONFIG, Simulation
 from dynamix.features.streams import Z_LIMIT
 from dynamix.features.timeline import codes
-from dynamix.segmentation.cells import Statistics
 from dynamix.segmentation.given import Rates, fit_given
 
 Ints = npt.NDArray[np.int64]
@@ -37,6 +34,8 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 HEAD = "conversion"
+EXPECTED = "expected"
+"""In place of a label: the planted p."""
 START = date(2026, 1, 5)
 G, F = W.N_SEGMENTS, W.N_STREAMS
 BLOCK_USERS = 1500
@@ -195,7 +194,7 @@ def histories(
     made = []
     dwells = planted_dwells(drawn)  # any would do: which events are kept does not depend on them
     for events, own in _slices(drawn, asked.user):
-        block = _events(drawn, events, dwells)
+        block = event_block(drawn, events, dwells)
         seen = _part(asked, own)
         offsets, index = _kept(block, seen, config.history)
         made.append(Block(events, seen, own, offsets, index))
@@ -216,7 +215,10 @@ def _labelled(drawn: Simulation, calendar: Calendar, config: Config) -> Rows:
     place = np.flatnonzero(inside(ts, calendar.statistics) & mature)
     user = imps.user[place]
     p = drawn.truth.p[place]
-    fixed = np.log(p) - np.log1p(-p) - users.effect[user]
+    with np.errstate(divide="ignore"):
+        fixed = (
+            np.log(p) - np.log1p(-p) - users.effect[user]
+        )  # -inf where a path's conversion goes to a later touch
     spread = drawn.world.preset.user_effect_sd
     expected = np.zeros(len(place))
     for node, weight in zip(_NODES, _WEIGHTS / _WEIGHTS.sum(), strict=True):
@@ -249,7 +251,7 @@ def _impressions(drawn: Simulation, rows: Rows, half: Ints) -> ImpressionBlock:
             "segment_id": pa.array(rows.given),
             "half": pa.array(half[imps.user[at]]),
             f"label_{HEAD}": pa.array(rows.label.astype(np.float64)),
-            "label_expected": pa.array(rows.expected),
+            f"label_{EXPECTED}": pa.array(rows.expected),
             "surface": pa.array(W.SURFACES).take(pa.array(surface)),
             "position": pa.array(imps.position[at], pa.int32()),
         }
@@ -277,7 +279,8 @@ def _slices(drawn: Simulation, user: Ints) -> Iterator[tuple[slice, slice]]:
             yield slice(int(first[low]), int(first[high])), slice(int(begin), int(end))
 
 
-def _events(drawn: Simulation, part: slice, dwells: Dwells) -> EventBlock:
+def event_block(drawn: Simulation, part: slice, dwells: Dwells) -> EventBlock:
+    """The content events of the slice, with the dwells given."""
     content = drawn.content
     ts = content.ts_ms[part] * 1000 + since_1970(midnight(START))
     item = content.item[part]
@@ -304,65 +307,12 @@ def _prediction(frame: pa.Table) -> Prediction:
     made = fit_given(rates, kind="baseline", n_segments=G + 1)
     return Prediction(
         made.surfaces,
-        dict.fromkeys((HEAD, "expected"), made.cell[HEAD]),
-        dict.fromkeys((HEAD, "expected"), made.offset[HEAD]),
+        dict.fromkeys((HEAD, EXPECTED), made.cell[HEAD]),
+        dict.fromkeys((HEAD, EXPECTED), made.offset[HEAD]),
     )
 
 
-# --- sums
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Packed sums by the product's kernel.
-
-    cells (G + 1, F, 2 halves, 4 windows, SIZE), window 0 is WHOLE, then the thirds; together (G + 1, 2 halves, size) over
-    all streams at once.
-    """
-
-    cells: Floats
-    together: Floats
-
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(self.cells + other.cells, self.together + other.together)
-
-
-def world_sums(made: Histories, dwells: Dwells, head: str) -> Sums:
-    """Sums of every segment, half and window of the world's blocks."""
-    total = Sums(np.zeros((G + 1, F, 2, 4, SIZE)), np.zeros((G + 1, 2, size_of(F))))
-    kernel = relevance.relevance_kernel(made.prediction, (head,), F, thirds(made.calendar))
-    for block in made.blocks:
-        events = _events(made.drawn, block.events, dwells)
-        table = kernel(events, block.asked, block.offsets, block.index)
-        window = table.column("window")
-        cells = table.filter(pc.greater_equal(window, WHOLE))
-        segment, stream, half, days = (
-            cells.column(name).to_numpy() for name in ("segment_id", "stream_id", "half", "window")
-        )
-        total.cells[segment, stream, half, days - WHOLE] += _vectors(cells)
-        together = table.filter(pc.equal(window, relevance.TOGETHER))
-        segment, half = (together.column(name).to_numpy() for name in ("segment_id", "half"))
-        total.together[segment, half] += _vectors(together)
-    return total
-
-
-def _vectors(table: pa.Table) -> Floats:
-    """Packed sums of rows of equal length (rows, length)."""
-    flat = np.asarray(table.column("sums").combine_chunks().flatten(), np.float64)
-    return flat.reshape(table.num_rows, -1)
-
-
-def statistics_of(total: Sums, streams: tuple[str, ...]) -> Statistics:
-    """The sums as `judge` reads them; cells without an impression are left out."""
-    found: dict[tuple[int, str, str, int, int], CellSums] = {}
-    for segment, stream, half, window in np.argwhere(total.cells[..., 0] > 0).tolist():
-        key = (segment, streams[stream], HEAD, half, window + WHOLE)
-        found[key] = CellSums.unpack(total.cells[segment, stream, half, window])
-    together = {
-        (segment, HEAD, half): GramSums.unpack(total.together[segment, half])
-        for segment, half in np.argwhere(total.together[..., 0] > 0).tolist()
-    }
-    return Statistics(found, (HEAD,), together, {name: f for f, name in enumerate(streams)})
+# --- what is planted
 
 
 def planted_logits(made: Histories, *, days: int) -> tuple[npt.NDArray[np.float32], Mapping[int, Floats]]:

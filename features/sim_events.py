@@ -83,7 +83,8 @@ def draw_content(
     item = draw_items(len(user), rng)
     ends = (rng.random(len(user)) < users.end_rate[user]) | np.append(user[1:] != user[:-1], True)
     if len(world.copies):
-        row, stream, dwell = _with_copies(world, stream, dwell, users.habit[user], rng)
+        followed = _followed(world, stream, ends, rng)
+        row, stream, dwell = _with_copies(world, stream, dwell, users.habit[user], followed, rng)
         user, item = user[row], item[row]
         ends = ends[row] & np.append(row[1:] != row[:-1], True)  # a session ends with the copy
     session = np.cumsum(ends) - ends
@@ -133,22 +134,30 @@ def _draw_streams(world: World, segment: Ints, rng: np.random.Generator) -> Ints
     return np.minimum(np.maximum(stream, 0), W.N_STREAMS - 1)  # rounding may step over an end
 
 
+def _followed(world: World, stream: Ints, ends: Bools, rng: np.random.Generator) -> Bools:
+    """Events (N,) that an event of the copy follows: most of a copied stream, or all inside a session."""
+    copied = np.isin(stream, world.copy_of[world.copies])
+    if world.preset.exact_copies:
+        return np.asarray(copied & ~ends)
+    return np.asarray(copied & (rng.random(len(stream)) < W.COPY_RATE))
+
+
 def _with_copies(
-    world: World, stream: Ints, dwell: Ints, habit: Floats, rng: np.random.Generator
+    world: World, stream: Ints, dwell: Ints, habit: Floats, followed: Bools, rng: np.random.Generator
 ) -> tuple[Ints, Ints, Ints]:
-    """Rows with a copy right after most events of a copied stream: (row it stems from, stream, dwell), each (N,).
+    """Rows with a copy right after those `followed`: (row it stems from, stream, dwell), each (N,).
 
     The copy has the item of its original, is in the same session, and its log dwell follows the original's.
     """
     copy = np.full(W.N_STREAMS, -1, dtype=np.int64)
     copy[world.copy_of[world.copies]] = world.copies
-    follows = (copy[stream] >= 0) & (rng.random(len(stream)) < W.COPY_RATE)
-    row = np.repeat(np.arange(len(stream)), 1 + follows)
+    correlation = 1.0 if world.preset.exact_copies else W.COPY_CORRELATION
+    row = np.repeat(np.arange(len(stream)), 1 + followed)
     new = np.append(False, row[1:] == row[:-1])
     source = row[new]
     own = np.log(dwell[source]) - world.dwell_mean[stream[source]] - habit[source]
     noise = W.DWELL_LOG_SD * rng.normal(size=len(source))
-    log = W.COPY_CORRELATION * own + np.sqrt(1 - W.COPY_CORRELATION**2) * noise
+    log = correlation * own + np.sqrt(1 - correlation**2) * noise
     stream, dwell = stream[row], dwell[row]
     stream[new] = copy[stream[new]]
     drawn = np.exp(world.dwell_mean[stream[new]] + habit[source] + log)

@@ -120,7 +120,8 @@ class Preset:
     """Switches of one world. `censored_acts`: events without a visible dwell act on the label too.
 
     acts_from_day: events of the days before it, from 0, do not act; effects: false plants nothing but the user
-    effect; copied_streams: streams followed by near-copies that do not act; orthogonal: segments are composition
+    effect; copied_streams: streams followed by near-copies that do not act; exact_copies: every event inside a session
+    is followed, by one of the same log dwell but for the streams' means; orthogonal: segments are composition
     types x slope types; swap: two streams exchange their effects at mid-world; turn_on: a stream that is null in every
     segment becomes strong in all of them at mid-world, in a log that leaves out what a mask drops (`unlogged`);
     intent_streams: streams whose dwell follows an intent of the session that acts on its impressions; path_rate:
@@ -136,6 +137,7 @@ class Preset:
     base_rate: float = BASE_RATE
     user_effect_sd: float = USER_EFFECT_SD
     copied_streams: int = 0
+    exact_copies: bool = False
     cold_share: float = 0.0
     orthogonal: bool = False
     swap: bool = False
@@ -143,6 +145,11 @@ class Preset:
     intent_streams: int = 0
     path_rate: float = 0.0
     acts_from_day: int = 0
+
+    @property
+    def copies_per_event(self) -> float:
+        """Events of a near-copy for one of its original."""
+        return 1 - SESSION_END_RATE if self.exact_copies else COPY_RATE
 
 
 _S1 = Preset("S1", habit_sd=HABIT_SD, session_end_log_sd=SESSION_END_LOG_SD, censored_acts=True)
@@ -154,6 +161,7 @@ PRESETS = {
         replace(_S1, name="S1-late", acts_from_day=HABIT_DAYS),
         Preset("S2", base_rate=RARE_RATE),
         Preset("S3", copied_streams=COPIED_STREAMS),
+        Preset("S3-exact", copied_streams=COPIED_STREAMS, exact_copies=True),
         Preset("S4", swap=True),
         Preset("S5", turn_on=True),
         Preset("S6", cold_share=COLD_SHARE),
@@ -236,7 +244,7 @@ def draw_world(preset: Preset, rng: np.random.Generator) -> World:
     roles = _draw_roles(preset, matching, rng)
     copy_of = roles.copy_of
     types = _types(preset)
-    mix = _draw_mix(_reserved(roles), types, rng)
+    mix = _draw_mix(_reserved(roles, preset.copies_per_event), types, rng)
     fixed = _fixed_kinds(roles)
     slopes = range(int(types[:, 1].max()) + 1)
     if preset.effects:
@@ -302,12 +310,12 @@ def _types(preset: Preset) -> Ints:
     return np.stack([number, number], axis=1)
 
 
-def _reserved(roles: _Roles) -> dict[int, float]:
+def _reserved(roles: _Roles, copies_per_event: float) -> dict[int, float]:
     """Stream -> share of the events, for streams whose share is planted and not drawn."""
     shares = {int(stream): MATCH_MIX for stream in roles.matching}
     shares |= {int(stream): INTENT_MIX for stream in roles.intent}
     for copy in np.flatnonzero(roles.copy_of >= 0):
-        shares |= {int(roles.copy_of[copy]): COPIED_MIX, int(copy): COPIED_MIX * COPY_RATE}
+        shares |= {int(roles.copy_of[copy]): COPIED_MIX, int(copy): COPIED_MIX * copies_per_event}
     return shares
 
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks import gates, gates_measure
+from benchmarks.__main__ import numbers
 from benchmarks.gates_broken import BROKEN, SOUND, Variant
 from benchmarks.gates_loss import Loss
 from benchmarks.gates_measure import LEAST_POSITIVES, Measured, measured, sample
+from benchmarks.gates_quota import Horizons
 from benchmarks.gates_world import world_config
 from dynamix.errors import ConfigError
 from dynamix.features import sim_world as W
 
 SMALL = world_config(*gates.SETTINGS).mask
 BY_NAME = {variant.name: variant for variant in BROKEN}
+
+
+def asked(n: int, *, chosen: int, decidable: int = 0) -> Horizons:
+    """n cells of which the newest 3 events act, cut to a bucket as far as the total allows, to the first in any case."""
+    at = np.ones(n, np.int64)
+    return Horizons(at, chosen * at, at, np.arange(n) < decidable)
 
 
 def made_up(cells: list[tuple[int, int, str, bool]], **figures: Any) -> Measured:
@@ -27,6 +36,7 @@ def made_up(cells: list[tuple[int, int, str, bool]], **figures: Any) -> Measured
         "preset": "S0", "seed": 0, "variant": "as it is", "users": 1, "impressions": 1e6, "all_positives": 1e5,
         "segment": segment, "stream": stream, "kind": kind, "dropped": dropped, "tokens": np.full(n, 100.0),
         "positives": np.full(n, 1e4), "needed": np.full(n, 500.0), "shown": np.zeros(n, bool),
+        "matters": np.zeros(n, bool), "horizons": asked(n, chosen=4),
         "beta": np.zeros(n), "se": np.ones(n), "truth": np.zeros(n), "spread": np.ones(n), "deff": np.ones(n),
         "copy_of": np.full(W.N_STREAMS, -1), "loss": Loss(0.0, np.zeros(7)), "budget": 0.001,
     }  # fmt: skip
@@ -97,6 +107,43 @@ def test_type_one_counts_shown_relevance() -> None:
         assert gates.type_one(made_up(cells, shown=np.arange(1_000) < shown)).passed is passed
 
 
+def test_where_nothing_acts_no_cell_with_support_may_exceed_its_budget() -> None:
+    shown = np.arange(10) == 3
+    assert gates.nothing_matters(made_up(nulls(0))).passed is True
+    assert gates.nothing_matters(made_up(nulls(0), matters=shown)).passed is False
+    few = np.where(shown, 499.0, 1e4)
+    assert gates.nothing_matters(made_up(nulls(0), matters=shown, positives=few)).passed is True
+
+
+def test_a_quota_may_be_one_bucket_off_the_planted_horizon() -> None:
+    cells = [(1, f, "strong", False) for f in range(10)]
+    for chosen, passed in ((1, True), (2, True), (3, False)):
+        off = asked(10, chosen=chosen, decidable=10)
+        assert gates.quota_horizon(made_up(cells, horizons=off)).passed is passed
+    mixed = asked(10, chosen=1, decidable=10)
+    for wrong, passed in ((2, True), (3, False)):
+        chosen_by_cell = np.where(np.arange(10) < wrong, 4, 1)
+        some = replace(mixed, chosen=chosen_by_cell)
+        assert gates.quota_horizon(made_up(cells, horizons=some)).passed is passed
+    assert gates.quota_horizon(made_up(cells)).passed is None
+
+
+def test_no_stream_that_tells_the_intent_of_a_session_may_go() -> None:
+    assert gates.intent_drops(made_up([(1, 0, "intent", False), (1, 1, "null", True)])).passed is True
+    assert gates.intent_drops(made_up([(1, 0, "intent", True)])).passed is False
+
+
+def test_runs_over_the_budget_are_counted_where_the_loss_has_a_gate() -> None:
+    over = made_up(nulls(0), loss=Loss(0.00101, np.zeros(7)))
+    runs = {"S0": [over, made_up(nulls(0))], "null": [over]}
+    assert gates.over_budget(runs) == "1 of 2 runs"
+
+
+def test_seeds_are_numbers_and_ranges() -> None:
+    assert numbers("0,2,5-7") == [0, 2, 5, 6, 7]
+    assert numbers("3") == [3]
+
+
 def test_the_support_floor_concerns_dropped_cells() -> None:
     few = np.where(np.arange(10) < 2, 499.0, 1e4)
     assert gates.support_floor(made_up(nulls(1), positives=few)).passed is False
@@ -157,6 +204,7 @@ SHOWS = {
     "dwell only": 16_000,
     "habit of the same window": 16_000,
     "no second look at a copy": 12_000,
+    "each stream alone": 12_000,
 }
 """Users with which a variant shows itself."""
 

@@ -9,12 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks import gates_sums
 from benchmarks import gates_world as gw
 from benchmarks.gates_broken import same_window
 from benchmarks.gates_loss import PlantedRows, true_loss
+from benchmarks.gates_sums import planted_sums, statistics_of, world_sums
 from dynamix.features import oracle, oracle_tables
 from dynamix.features import sim_world as W
 from dynamix.features.calendar import since_1970
+from dynamix.features.relevance import CellSums
 from dynamix.features.simulate import Simulation, draw
 from dynamix.segmentation.bounds import cell_budget
 
@@ -119,19 +122,33 @@ def test_sums_do_not_depend_on_the_blocks(
     world: Simulation, made: gw.Histories, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dwells = gw.pipeline_dwells(world, CONFIG, made.calendar)
-    whole = gw.world_sums(made, dwells, gw.HEAD)
+    whole = world_sums(made, dwells)
     monkeypatch.setattr(gw, "BLOCK_USERS", 30)
     again = gw.histories(world, days=42, config=CONFIG)
     assert len(again.blocks) == 3
-    other = gw.world_sums(again, dwells, gw.HEAD)
+    other = world_sums(again, dwells)
     assert np.allclose(other.cells, whole.cells, rtol=1e-9, atol=1e-9)
     assert np.allclose(other.together, whole.together, rtol=1e-9, atol=1e-9)
-    found = gw.statistics_of(whole, world.world.streams)
+    found = statistics_of(whole, world.world.streams)
     for g in range(W.N_SEGMENTS):
         sums = found.of((g + 1, world.world.streams[0]), gw.HEAD)
         rows = made.rows.segment == g
         assert (sums.n if sums else 0) == rows.sum()
         assert (sums.positives if sums else 0) == made.rows.label[rows].sum()
+
+
+def test_planted_sums_are_those_of_a_head_whose_labels_are_the_planted_p(
+    world: Simulation, made: gw.Histories
+) -> None:
+    dwells = gw.planted_dwells(world)
+    planted = planted_sums(made, dwells)
+    as_head = gates_sums._sums(made, dwells, heads=(gw.EXPECTED,))
+    assert np.allclose(planted.recency, as_head.recency, rtol=1e-9, atol=1e-9) and planted.recency.any()
+    hist = CellSums.unpack(planted.cells[1, 0, 0, 0]).hist.size
+    assert np.allclose(
+        planted.cells[:, :, :, 0, :-hist], as_head.cells[:, :, :, 0, :-hist], rtol=1e-9, atol=1e-9
+    )
+    assert not planted.together.any()
 
 
 def test_users_under_fifteen_events_at_midnight_are_in_segment_0_where_users_are_cold() -> None:

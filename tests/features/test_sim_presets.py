@@ -110,6 +110,21 @@ def test_a_copy_follows_its_original_at_once_with_its_item_and_much_of_its_dwell
         assert shown / every == pytest.approx(world.mix[:, copy], abs=0.012)
 
 
+def test_an_exact_copy_has_each_dwell_of_its_original_that_a_log_can_show() -> None:
+    drawn = draw(preset="S3-exact", users=500, seed=1)
+    content, world = drawn.content, drawn.world
+    for copy in world.copies:
+        original = int(world.copy_of[copy])
+        rows = np.flatnonzero(content.stream == copy)
+        assert (content.stream[rows - 1] == original).all() and not content.censored[rows].any()
+        seen = np.flatnonzero((content.stream == original) & ~content.censored)
+        assert np.array_equal(rows - 1, seen)
+        z = [content.z[rows + shift] for shift in (-1, 0)]
+        assert np.corrcoef(z)[0, 1] > 0.999
+        share = np.isin(content.stream, [copy]).sum() / (content.stream == original).sum()
+        assert share == pytest.approx(world.preset.copies_per_event, abs=0.02)
+
+
 def test_only_the_original_of_a_copy_acts_though_both_exposures_are_alike() -> None:
     drawn = draw(preset="S3", users=1500, seed=2)
     world = drawn.world

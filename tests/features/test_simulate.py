@@ -345,7 +345,9 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
 
 
 def test_bad_options_name_what_is_allowed(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="S0, S1, S1-late, S10, S2, S3, S4, S5, S6, S7, S8, S9, null"):
+    with pytest.raises(
+        ConfigError, match="S0, S1, S1-late, S10, S2, S3, S3-exact, S4, S5, S6, S7, S8, S9, null"
+    ):
         simulate(tmp_path / "a", preset="S99")
     with pytest.raises(ConfigError, match="1 to 365"):
         simulate(tmp_path / "a", days=0)
