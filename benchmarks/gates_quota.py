@@ -12,7 +12,7 @@ from dynamix.config import MaskConfig
 from dynamix.features import sim_world as W
 from dynamix.features.recency import BUCKETS, EDGES
 from dynamix.segmentation.bounds import cell_budget
-from dynamix.segmentation.cells import Statistics
+from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.masks import Verdict
 from dynamix.segmentation.power import POWER, expected
 from dynamix.segmentation.quota import Quota, RecencyStatistics, Spent, quotas, tail
@@ -53,22 +53,25 @@ def horizons(
     spent = Spent.by_drops(whole, verdicts)
     free = config.model_copy(update={"ne_budget": float("inf")})
     chosen, alone = (_buckets(verdicts, quotas(recent, verdicts, way, spent=spent)) for way in (config, free))
-    planted = [_planted(world, v) for v in verdicts]
+    cells = [(v.segment_id, v.stream) for v in verdicts]
+    planted = [_planted(world, cell) for cell in cells]
     decidable = [
         kind in ACTING
-        and _decidable(v, recent, bucket, _floor(verdicts, v.segment_id, config), config)
-        and _too_short_is_dear(v, truth, bucket, config)
-        for v, (kind, bucket) in zip(verdicts, planted, strict=True)
+        and v.verdict != "drop"
+        and all(c.passed for c in v.checks if c.rule == "curvature")
+        and is_decidable(cell, recent, truth, bucket, _floor(verdicts, v.segment_id, config), config)
+        for v, cell, (kind, bucket) in zip(verdicts, cells, planted, strict=True)
     ]
     buckets = np.array([bucket for _, bucket in planted])
     return Horizons(buckets, chosen, alone, np.array(decidable, bool))
 
 
-def _planted(world: W.World, verdict: Verdict) -> tuple[str, int]:
+def _planted(world: W.World, cell: Cell) -> tuple[str, int]:
     """Kind of a cell and the bucket that its horizon ends in; segment 0 has none."""
-    if verdict.segment_id == 0:
+    segment, stream = cell
+    if segment == 0:
         return "cold", BUCKETS
-    at = verdict.segment_id - 1, world.streams.index(verdict.stream)
+    at = segment - 1, world.streams.index(stream)
     events = int(world.horizon[at])
     return str(world.kind[at]), EDGES.index(events) + 1 if events in EDGES else BUCKETS
 
@@ -84,12 +87,19 @@ def _floor(verdicts: Sequence[Verdict], segment: int, config: MaskConfig) -> flo
     return config.min_token_share * sum(v.tokens for v in verdicts if v.segment_id == segment)
 
 
-def _decidable(v: Verdict, recent: RecencyStatistics, horizon: int, floor: float, config: MaskConfig) -> bool:
-    if v.verdict == "drop" or any(not c.passed for c in v.checks if c.rule == "curvature"):
+def is_decidable(
+    cell: Cell,
+    recent: RecencyStatistics,
+    truth: RecencyStatistics,
+    horizon: int,
+    floor: float,
+    config: MaskConfig,
+) -> bool:
+    """Whether these sums can tell the horizon of a cell, as in `Horizons`; `floor`: tokens an impression of a tail."""
+    sums, planted = (of.of(cell, of.heads[0]) for of in (recent, truth))
+    if sums is None or planted is None:
         return False
-    sums = recent.of((v.segment_id, v.stream), recent.heads[0])
-    if sums is None:
-        return False
+    budget = cell_budget(sums.positives / sums.n, config.delta)
     beyond = tail(sums, min(horizon, BUCKETS - 1))
     if (
         beyond.tokens < floor * sums.n
@@ -97,16 +107,7 @@ def _decidable(v: Verdict, recent: RecencyStatistics, horizon: int, floor: float
         or not beyond.quadratic.trace
     ):
         return False
-    noise = beyond.scale * expected(beyond.quadratic, POWER).upper()
-    return noise <= cell_budget(sums.positives / sums.n, config.delta)
-
-
-def _too_short_is_dear(v: Verdict, truth: RecencyStatistics, horizon: int, config: MaskConfig) -> bool:
-    """Whether the tail beyond two buckets less than the horizon is worth more than the cell's budget, if there is one."""
-    if horizon <= 2:
-        return True
-    sums = truth.of((v.segment_id, v.stream), truth.heads[0])
-    if sums is None:
+    if beyond.scale * expected(beyond.quadratic, POWER).upper() > budget:
         return False
-    beyond = tail(sums, horizon - 2)
-    return beyond.scale * beyond.quadratic.q > cell_budget(sums.positives / sums.n, config.delta)
+    too_short = tail(planted, horizon - 2) if horizon > 2 else None
+    return too_short is None or too_short.scale * too_short.quadratic.q > budget
