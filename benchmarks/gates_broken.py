@@ -115,6 +115,6 @@ BROKEN = (
     Variant("drop where p > .05", "S2", "loss", rule=absence_of_evidence),
     Variant("naive variance", "null-clustered", "type-I", moments=naive),
     Variant("dwell only", "S8", "strong", moments=dwell_only, rule=judge_dwell),
-    Variant("no second look at a copy", "S3-exact", "copies", rule=no_second_look),
+    Variant("no second look at a copy", "S3-exact", "strong", rule=no_second_look),
     Variant("each stream alone", "S3", "copies", rule=each_alone),
 )
