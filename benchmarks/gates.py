@@ -40,11 +40,9 @@ class Gate:
 
 def null_drops(m: Measured) -> Gate:
     """≥ .9 of the null tokens dropped, ≥ .5 in the smallest segment; judged from NULL_POSITIVES on."""
-    null, last = m.kind == "null", m.segment == m.segment.max()
-    smallest = float(m.tokens[null & last & m.dropped].sum() / max(m.tokens[null & last].sum(), 1e-12))
     enough = m.all_positives >= NULL_POSITIVES
-    passed = m.share("null") >= 0.9 and smallest >= 0.5
-    return Gate("null", passed if enough else None, f"{m.share('null'):.3f}, smallest {smallest:.3f}")
+    passed = m.share("null") >= 0.9 and m.smallest >= 0.5
+    return Gate("null", passed if enough else None, f"{m.share('null'):.3f}, smallest {m.smallest:.3f}")
 
 
 def strong_drops(m: Measured) -> Gate:
@@ -213,7 +211,9 @@ def main(
 def _line(m: Measured, results: Sequence[Gate], seconds: float) -> str:
     kinds = ("null", "trace", "weak", "u", "strong", "match", "copy", "intent", "cold")
     there = [k for k in kinds if (m.kind == k).any()]
-    shares = " ".join(f"{k} {m.share(k):.3f}" for k in there)
+    shares = (
+        " ".join(f"{k} {m.share(k):.3f}" for k in there) + f"; null of the smallest segment {m.smallest:.3f}"
+    )
     words = {True: "pass", False: "FAIL", None: "not judged"}
     gates = "; ".join(f"{r.name} {words[r.passed]} ({r.said})" for r in results) or "no gate"
     held = f", covered {m.covered.mean():.3f} of {m.judged.sum()}" if m.judged.any() else ""

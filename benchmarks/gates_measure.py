@@ -97,6 +97,13 @@ class Measured:
         return float(self.tokens[own & self.dropped].sum()) / total if total else 0.0
 
     @property
+    def smallest(self) -> float:
+        """Share of the null tokens of the smallest segment that is dropped."""
+        own = (self.kind == "null") & (self.segment == self.segment.max())
+        total = float(self.tokens[own].sum())
+        return float(self.tokens[own & self.dropped].sum()) / total if total else 0.0
+
+    @property
     def judged(self) -> Bools:
         """Cells whose interval is held against the truth (M,)."""
         return (self.positives >= LEAST_POSITIVES) & (self.se > 0) & ~np.isnan(self.truth)
