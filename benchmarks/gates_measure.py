@@ -44,13 +44,13 @@ LEAST_POSITIVES = 50
 
 @dataclass(frozen=True)
 class Sample:
-    """One world: sums by variant, those of the planted exposure and p, planted rows."""
+    """One world: sums by variant, those of the planted exposure and p (None where not asked for), planted rows."""
 
     world: W.World
     seed: int
     users: int
     sums: dict[str, Sums]
-    planted: Sums
+    planted: Sums | None
     rows: PlantedRows
 
 
@@ -61,8 +61,9 @@ class Measured:
     kind: planted kind, `cold` in segment 0; dropped; tokens: kept events; positives and needed: of the support
     rule; shown: lower bound of the block's relevance above 0; matters: above the cell's budget; beta, se, truth:
     dwell channel in log-odds per SD, truth = 0 for null cells, else by the same functional of the planted exposure
-    and p (NaN where the preset hides that exposure); spread: what `se` says of beta - truth (`_spread`); deff: design
-    effect of the block; copy_of (F,) as in `World`; horizons: quotas beside the planted ones.
+    and p (NaN where the preset hides that exposure, or nobody asked); spread: what `se` says of beta - truth
+    (`_spread`); deff: design effect of the block; copy_of (F,) as in `World`; horizons: quotas beside the planted
+    ones, if asked for.
     """
 
     preset: str
@@ -86,7 +87,7 @@ class Measured:
     spread: Floats
     deff: Floats
     copy_of: npt.NDArray[np.int64]
-    horizons: Horizons
+    horizons: Horizons | None
     loss: Loss
     budget: float
 
@@ -115,11 +116,13 @@ class Measured:
         return np.abs(self.beta[own] - self.truth[own]) <= Z95 * self.spread[own]
 
 
-def sample(preset: str, *, seed: int, users: int, variants: Sequence[Variant] = (SOUND,)) -> Sample:
+def sample(
+    preset: str, *, seed: int, users: int, variants: Sequence[Variant] = (SOUND,), truth: bool = True
+) -> Sample:
     """One world of the preset, drawn and summed CHUNK_USERS users at a time.
 
     Chunks are users of the same world; mean p, the scale of exposures and the prediction without history are each
-    chunk's own.
+    chunk's own. `truth`: with the sums of what is planted, which cells that act are held against.
     """
     world = W.draw_world(W.preset_named(preset), np.random.default_rng([seed, 0]))
     sums: dict[str, Sums] = {}
@@ -139,13 +142,14 @@ def sample(preset: str, *, seed: int, users: int, variants: Sequence[Variant] = 
                 have[way] = world_sums(made, dwells)
             before = sums.get(variant.name)
             sums[variant.name] = have[way] if before is None else before + have[way]
-        own = planted_sums(made, planted_dwells(drawn))
-        planted = own if planted is None else planted + own
+        if truth:
+            own = planted_sums(made, planted_dwells(drawn))
+            planted = own if planted is None else planted + own
         parts, told = planted_logits(made, days=DAYS)
         more = PlantedRows(made.rows.given, made.rows.fixed, made.rows.expected, parts, told, world.copy_of)
         more = more.of(made.rows.expected > 0)  # the first impression of a path never converts
         rows = more if rows is None else rows + more
-    if planted is None or rows is None:
+    if rows is None:
         raise ValueError(f"users is {users}; allowed: 1 or more")
     return Sample(world, seed, users, sums, planted, rows)
 
@@ -155,11 +159,13 @@ def measured(found: Sample, variant: Variant, config: MaskConfig) -> Measured:
     streams = found.world.streams
     statistics = statistics_of(found.sums[variant.name], streams)
     recent = recency_of(found.sums[variant.name], streams)
-    truth = statistics_of(found.planted, streams)
+    truth = None if found.planted is None else statistics_of(found.planted, streams)
     with patch.object(effects, "moments", variant.moments):
         verdicts = variant.rule(statistics, config)
-        planted = recency_of(found.planted, streams)
-        cuts = horizons(found.world, (statistics, recent), planted, verdicts, config)
+        cuts = None
+        if found.planted is not None:
+            planted = recency_of(found.planted, streams)
+            cuts = horizons(found.world, (statistics, recent), planted, verdicts, config)
     place = {name: f for f, name in enumerate(streams)}
     dropped = np.zeros((W.N_SEGMENTS + 1, W.N_STREAMS), bool)
     for v in verdicts:
@@ -204,10 +210,12 @@ def _kind(world: W.World, segment: int, stream: int) -> str:
     return "swap" if stream in world.swap else str(world.kind[segment - 1, stream])
 
 
-def _truth(world: W.World, verdicts: Sequence[Verdict], planted: Statistics, place: dict[str, int]) -> Floats:
+def _truth(
+    world: W.World, verdicts: Sequence[Verdict], planted: Statistics | None, place: dict[str, int]
+) -> Floats:
     """Log-odds per SD that the dwell channel has to find (M,)."""
-    hidden = world.preset.habit_sd > 0 or world.preset.censored_acts
-    sums = planted.by_cell(HEAD)
+    hidden = planted is None or world.preset.habit_sd > 0 or world.preset.censored_acts
+    sums = planted.by_cell(HEAD) if planted is not None else {}
     found = []
     for v in verdicts:
         if _kind(world, v.segment_id, place[v.stream]) == "null":
@@ -220,7 +228,7 @@ def _truth(world: W.World, verdicts: Sequence[Verdict], planted: Statistics, pla
 
 
 def _spread(
-    world: W.World, verdicts: Sequence[Verdict], planted: Statistics, place: dict[str, int]
+    world: W.World, verdicts: Sequence[Verdict], planted: Statistics | None, place: dict[str, int]
 ) -> Floats:
     """Standard error of beta - truth (M,) that the cell's own error implies.
 
@@ -229,12 +237,15 @@ def _spread(
     the clustered variance of the planted score, which has no noise of labels. It is taken off, down to the model's
     own variance, which is that of the labels.
     """
-    sums = planted.by_cell(HEAD)
+    sums = planted.by_cell(HEAD) if planted is not None else {}
     found = []
     for v in verdicts:
-        cell, se = sums[v.segment_id, v.stream], v.effect.channels["dwell"].se
+        cell, se = sums.get((v.segment_id, v.stream)), v.effect.channels["dwell"].se
+        if cell is None or _kind(world, v.segment_id, place[v.stream]) == "null":
+            found.append(se)
+            continue
         _, information, variance = effects.moments(cell)
-        if _kind(world, v.segment_id, place[v.stream]) == "null" or information[0, 0] <= 0:
+        if information[0, 0] <= 0:
             found.append(se)
         else:
             shared = float(variance[0, 0] / (information[0, 0] * cell.w))

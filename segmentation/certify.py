@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from dynamix.config import MaskConfig
 from dynamix.features.relevance import CellSums
 from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy
-from dynamix.segmentation.cells import Cell, Statistics, population
+from dynamix.segmentation.cells import BOTH, Cell, Statistics, population
 from dynamix.segmentation.effects import loss
+from dynamix.segmentation.power import expected
 from dynamix.segmentation.prior import expected_losses
 from dynamix.segmentation.selection import along, greedy
 
 SHOWN_SHARE = 0.25
 """An effect shown by the ordering half counts from this share of the cell's budget on; below it may go."""
+LEAST_CHANCE = 0.2
+"""A cell counts towards the total if, were it null, its own bound would hold with at least this chance."""
 Order = Mapping[int, tuple[str, ...]]
 """Streams of each segment, the first to stay first; segments that are judged cell by cell are not in it."""
 
@@ -121,7 +124,26 @@ def _priced(
     if order:
         shown = [c for c in cells if c not in price and c not in first]
         price = _prices(side, config, cells, _turned(order, shown))
+    price = _within_reach(side.statistics, config, price, _by_price(side.statistics, price, first))
     return price, _by_price(side.statistics, price, first)
+
+
+def _within_reach(
+    statistics: Statistics, config: MaskConfig, price: Mapping[Cell, float], order: Order
+) -> dict[Cell, float]:
+    """Without cells whose own bound on all users would hold with a chance below LEAST_CHANCE were they null.
+
+    They hardly ever go, and their spread would use up the total before those that can. Of the quadratics only
+    the spread is read, as by the support rule, so no luck of an effect gets into the half that bounds.
+    """
+    left = dict(price)
+    for head in statistics.heads:
+        found, sums = losses(statistics, head, half=BOTH, order=order), statistics.by_cell(head)
+        for cell in price:
+            q = found[cell]
+            if q.trace > 0 and expected(q, LEAST_CHANCE).upper() > _allowance(sums[cell], config.delta):
+                left.pop(cell, None)
+    return left
 
 
 def _prices(side: _Side, config: MaskConfig, cells: list[Cell], order: Order) -> dict[Cell, float]:

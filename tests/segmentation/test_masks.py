@@ -182,6 +182,15 @@ def test_cells_stay_once_the_budget_of_all_drops_is_spent() -> None:
         assert all(c.passed for c in v.checks if c.rule != "total")
 
 
+def test_a_cell_whose_own_bound_could_not_hold_does_not_spend_the_total() -> None:
+    """Users of 300 positives so alike that the spread is 15 times the model's cannot show that nothing is there."""
+    plain = {(1, f"n{i}"): {"n": 400_000.0} for i in range(8)}
+    wild = {(2, f"w{i}"): {"n": 6_000.0, "deff": 15.0, "tokens": 300.0} for i in range(4)}
+    found = statistics(plain | wild)
+    joint = joint_bound(found, CONFIG, eligible=frozenset(found.cells), wanted=lambda j: j.cells)
+    assert joint.cells == plain.keys()
+
+
 def test_equal_losses_are_taken_in_the_order_of_tokens() -> None:
     plan = {(1, f"s{i}"): {"n": PLENTY, "effects": {"dwell": 0.04}, "tokens": 2.0**i} for i in range(6)}
     found = statistics(plan)
