@@ -205,6 +205,9 @@ SHOWS = {
     "habit of the same window": 16_000,
     "no second look at a copy": 12_000,
     "each stream alone": 12_000,
+    "no floor of positives": 2_000,
+    "no floor for cold users": 6_000,
+    "dwell left out": 10_000,
 }
 """Users with which a variant shows itself."""
 
