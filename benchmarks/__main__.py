@@ -7,6 +7,7 @@
 `python -m benchmarks gates [--presets S0,null] [--seeds 0,1,2,3,4]` holds the statistics against planted truth, no Spark.
 `python -m benchmarks drift [--presets S4,S5,S0] [--seeds 0,1,2,3,4]` watches over a mask in worlds that drift, no Spark.
 `python -m benchmarks increment [--days 30,90] [--per-day 100000]` sets one more day beside a build of everything.
+`python -m benchmarks soak [--days 30] [--users 300] [--folder F] [--minutes 20]` lives a month day by day, with crashes.
 `python -m benchmarks headline [--presets S1] [--users 3000] [--arms all]` trains masks and their rivals at equal tokens.
 `python -m benchmarks segmenters [--users 20000] [--seeds 2] [--given]` holds the segmenters' contest.
 `python -m benchmarks mrmr` sets one pass of sums beside the package mrmr-selection.
@@ -28,13 +29,15 @@ from benchmarks import (
     mrmr,
     quality,
     segmenters,
+    soak,
     summary,
     worlds,
 )
+from benchmarks.soak_world import Plan
 
 WHAT = (
     "worlds", "summary", "kernels", "features", "gates", "drift", "quality", "increment", "segmenters", "headline",
-    "mrmr",
+    "mrmr", "soak",
 )  # fmt: skip
 
 
@@ -50,7 +53,7 @@ def main() -> int:
     parser.add_argument(
         "--presets", help="default: S0,S8 for worlds, S1 for headline, all that have a gate for gates, drift"
     )
-    parser.add_argument("--users", type=int, help="default 20,000; 3,000 for headline")
+    parser.add_argument("--users", type=int, help="default 20,000; 3,000 for headline, 300 for soak")
     parser.add_argument(
         "--seeds",
         help="as 0,2-4 for worlds, gates, drift (default 0); how many for segmenters and headline (default 2)",
@@ -64,7 +67,15 @@ def main() -> int:
         "--rounds", type=int, default=9, help="of each cell of the kernels, and of the quality gate"
     )
     parser.add_argument("--given", action="store_true", help="K as planted, no choice of K, for segmenters")
-    parser.add_argument("--days", default="30,90", help="ages of the table, for increment")
+    parser.add_argument(
+        "--days", help="ages of the table, for increment (default 30,90); days, for soak (30)"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=0,
+        help="stop a soak after so many, 0 = never; with --folder it can go on",
+    )
     parser.add_argument("--per-day", type=int, default=100_000, help="events, for increment")
     parser.add_argument("--late", type=int, default=2, help="days by which all rows are there, for increment")
     parser.add_argument("--sizes", default="1000000,5000000,20000000", help="events, for features")
@@ -79,7 +90,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=0, help="training rows at most, 0 = all, for headline")
     parser.add_argument("--curve", default="", help="shares of the tokens for four arms, for headline")
     options = parser.parse_args()
-    options.users = options.users or (3_000 if options.what == "headline" else 20_000)
+    options.users = options.users or {"headline": 3_000, "soak": 300}.get(options.what, 20_000)
     if options.what == "kernels":
         kernels.main(options.rounds)
         return 0
@@ -96,11 +107,15 @@ def main() -> int:
         mrmr.main()
         return 0
     if options.what == "increment":
-        ages = [int(days) for days in options.days.split(",")]
+        ages = [int(days) for days in (options.days or "30,90").split(",")]
         with tempfile.TemporaryDirectory() as scratch:
             place = options.folder or Path(scratch)
             increment.main(place, days=ages, per_day=options.per_day, late_days=options.late)
         return 0
+    if options.what == "soak":
+        days = Plan(days=int(options.days or 30), users=options.users, seed=int(options.seeds or 0))
+        with tempfile.TemporaryDirectory() as scratch:
+            return soak.main(options.folder or Path(scratch), days, minutes=options.minutes)
     if options.what == "features":
         with tempfile.TemporaryDirectory() as scratch:
             compare_features(options, options.folder or Path(scratch))
