@@ -7,8 +7,8 @@ run again; the second has none. Before every run that reads the whole source ane
 the first life are held against a build of everything at once under the same frozen baseline; on days of note and at
 the end every table of one life is held against the other's. What differs is named and ends with exit code 1.
 
-A life can be stopped: the same command goes on after the last finished day. With `--minutes` it stops by itself
-(exit code 75).
+A soak can be stopped: the same command goes on after the last finished day. With `--minutes` it stops by itself, says
+what was found so far, and ends with exit code 75.
 """
 
 from __future__ import annotations
@@ -121,20 +121,25 @@ def main(folder: Path, plan: Plan, *, minutes: float = 0.0) -> int:
         for life in lives:
             for number in range(len(life.days), plan.days + 1):
                 if time.monotonic() > until:
-                    say("time is up; the same command goes on")
+                    tell(lives, {})
                     return UNFINISHED
                 day = live(life, files, number)
                 day.warm, fresh = not fresh, False
                 life.days.append(day)
                 store(folder, plan, lives)
                 say(f"{life.name} {number}: {said(day)}")
+    return int(bool(tell(lives, quarantined(lives[0]))))
+
+
+def tell(lives: list[Life], quarantine: Mapping[str, int]) -> list[str]:
+    """Print the days that were lived, what differs, and the verdict; the differences."""
     differ = differences(lives)
-    for line in report({life.name: life.days for life in lives}, quarantine=quarantined(lives[0])):
-        print(line, flush=True)
+    for line in report({life.name: life.days for life in lives}, quarantine=quarantine):
+        print(line)
     for line in differ:
-        print(f"DIFFERS: {line}", flush=True)
+        print(f"DIFFERS: {line}")
     print(verdict(lives, differ), flush=True)
-    return int(bool(differ))
+    return differ
 
 
 def load(folder: Path, plan: Plan) -> list[Life]:
@@ -331,7 +336,7 @@ def differences(lives: list[Life]) -> list[str]:
     found = [
         f"day {day.number}, {name}: {what}" for day in first.days for name, what in (day.apart or {}).items()
     ]
-    for one, other in zip(first.days, second.days, strict=True):
+    for one, other in zip(first.days, second.days, strict=False):  # the second may not have come as far
         for name in sorted(one.contents.keys() | other.contents.keys()):
             if one.contents.get(name) != other.contents.get(name):
                 found.append(f"day {one.number}, {name}: {first.name} and {second.name} are not equal")
@@ -340,16 +345,19 @@ def differences(lives: list[Life]) -> list[str]:
 
 def verdict(lives: list[Life], differ: list[str]) -> str:
     """The last line of the output."""
-    first = lives[0].days
+    first, second = (life.days for life in lives)
     built = [day.number for day in first if day.apart is not None]
-    held = [day.number for day in first if day.contents]
-    names = sorted(set().union(*(day.contents for day in first)))
+    held = [day.number for day in first[: len(second)] if day.contents]
+    names = sorted(set().union(*(first[number].contents for number in held)))
     crashes = [day.number for day in first if day.crash]
+    wanted = lives[0].plan.days + 1
+    done = "" if len(second) == wanted else f"UNFINISHED, {len(first)} and {len(second)} of {wanted} days; "
     if differ:
-        return f"NOT EQUAL: {len(differ)} differences"
+        return f"{done}NOT EQUAL: {len(differ)} differences"
     return (
-        f"EQUAL: {', '.join(t.name for t in COMPARED)} to one build on days {_listed(built)}; "
-        f"{', '.join(names)} to a second life on days {_listed(held)}; killed on days {_listed(crashes)}"
+        f"{done}EQUAL: {', '.join(t.name for t in COMPARED)} to one build on days {_listed(built)}; "
+        f"{', '.join(names) or 'nothing yet'} to a second life on days {_listed(held)}; "
+        f"killed on days {_listed(crashes)}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def growth(days: Sequence[Day], *, cpu: bool = False) -> Growth | None:
     """Of wall seconds, or of CPU seconds; None where a week has no plain day or there are fewer than three."""
     plain = [day for day in days if day.is_plain]
     values = {day.number: day.cpu_s if cpu else day.daily_s for day in plain}
-    last = max(day.number for day in days)
+    last = len(days) - 1
     first_week = [value for number, value in values.items() if 1 <= number <= WEEK]
     last_week = [value for number, value in values.items() if number > last - WEEK]
     if len(values) < 3 or not first_week or not last_week:
@@ -95,38 +96,55 @@ def report(lives: Mapping[str, Sequence[Day]], *, quarantine: Mapping[str, int])
         "| day | reads | rows read | ingest s | features s | CPU s | days replaced | MB added | commits | "
         "files, MB of logs | besides |\n|---|---|---|---|---|---|---|---|---|---|---|"
     )
-    for one, other in zip(first, second, strict=True):
+    for one, other in zip_longest(first, second):  # the second life may not have come as far
         yield _row(one, other)
     yield "\nseconds of the weekly steps\n"
     yield f"| day | {' | '.join(WEEKLY)} |\n|---|{'---|' * len(WEEKLY)}"
-    for one, other in zip(first, second, strict=True):
+    for one, other in zip_longest(first, second):
         if WEEKLY[0] in one.seconds:
-            yield f"| {one.number} | {' | '.join(_pair(one.seconds[v], other.seconds[v]) for v in WEEKLY)} |"
+            yield f"| {one.number} | {' | '.join(_seconds(one, other, verb) for verb in WEEKLY)} |"
     yield ""
     for name, days in lives.items():
         yield from _growth_lines(name, days)
-    said = list(dict.fromkeys(f"{warning}" for day in first for warning in day.warnings))
-    yield f"\nwarnings of ingest, each once: {'; '.join(said) or 'none'}"
-    yield f"in quarantine at the end: {', '.join(f'{n} {reason}' for reason, n in quarantine.items()) or 'nothing'}\n"
+    yield from _warning_lines(first)
+    if quarantine:
+        yield f"in quarantine at the end: {', '.join(f'{n} {reason}' for reason, n in quarantine.items())}"
+    yield ""
 
 
-def _row(one: Day, other: Day) -> str:
+def _warning_lines(days: Sequence[Day]) -> Iterator[str]:
+    """Warnings of ingest with their days; those of drift are many and only counted."""
+    told: dict[str, list[int]] = {}
+    for day in days:
+        for text in day.warnings:
+            told.setdefault("drift" if text.startswith("drift: ") else text, []).append(day.number)
+    yield "\nwarnings of ingest:"
+    for text, numbers in told.items():
+        yield f"  days {', '.join(map(str, dict.fromkeys(numbers)))}: {text} ({len(numbers)})"
+
+
+def _row(one: Day, other: Day | None) -> str:
     besides = [f"{name} {one.seconds[name]:.0f} s" for name in ("backfill", "crash") if name in one.seconds]
     besides += [f"killed {one.crash}"] if one.crash else []
-    besides += [] if one.warm and other.warm else ["cold"]
+    besides += [] if one.warm and (other is None or other.warm) else ["cold"]
     besides += [] if one.apart is None else [f"one build: {', '.join(one.apart) or 'equal'}"]
     reads = next((text for start, text in _READINGS.items() if one.reading.startswith(start)), one.reading)
-    ingest, features = (_pair(one.seconds[verb], other.seconds[verb]) for verb in DAILY)
+    ingest, features = (_seconds(one, other, verb) for verb in DAILY)
+    spent = _pair(one.cpu_s, other.cpu_s if other else None)
     replaced = "all" if one.replaced_days < 0 else str(one.replaced_days)
     return (
-        f"| {one.number} | {reads} | {one.rows_read:,} | {ingest} | {features} | {_pair(one.cpu_s, other.cpu_s)} | "
+        f"| {one.number} | {reads} | {one.rows_read:,} | {ingest} | {features} | {spent} | "
         f"{replaced} | {one.added_bytes / 1e6:.1f} | {one.commits} | {one.log_files}, {one.log_bytes / 1e6:.1f} | "
         f"{', '.join(besides)} |"
     )
 
 
-def _pair(one: float, other: float) -> str:
-    return f"{one:.1f} / {other:.1f}"
+def _seconds(one: Day, other: Day | None, verb: str) -> str:
+    return _pair(one.seconds[verb], other.seconds[verb] if other else None)
+
+
+def _pair(one: float, other: float | None) -> str:
+    return f"{one:.1f} / {'-' if other is None else f'{other:.1f}'}"
 
 
 def _growth_lines(name: str, days: Sequence[Day]) -> Iterator[str]:

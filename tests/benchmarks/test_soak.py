@@ -149,12 +149,14 @@ def _lives(folder: Path, first: list[Day], second: list[Day]) -> list[soak.Life]
 def test_what_differs_is_named_with_its_day(tmp_path: Path) -> None:
     first, second = ([_day(n, 9.0, apart={}, crash="during x") for n in range(3)] for _ in range(2))
     assert soak.differences(_lives(tmp_path, first, second)) == []
-    assert soak.verdict(_lives(tmp_path, first, second), []).startswith("EQUAL: events, ")
+    said = soak.verdict(_lives(tmp_path, first, second[:2]), [])
+    assert said.startswith("UNFINISHED, 3 and 2 of 11 days; EQUAL: events, ")
+    assert said.endswith("masks, scores to a second life on days 0, 1; killed on days 0, 1, 2")
     first[1].apart = {"events": "1 rows only day by day"}
     second[2].contents = {"masks": "other"}
     found = soak.differences(_lives(tmp_path, first, second))
     assert [line.split(":")[0] for line in found] == ["day 1, events", "day 2, masks", "day 2, scores"]
-    assert soak.verdict(_lives(tmp_path, first, second), found) == "NOT EQUAL: 3 differences"
+    assert soak.verdict(_lives(tmp_path, first, second), found).endswith("; NOT EQUAL: 3 differences")
 
 
 def test_lives_go_on_where_they_stopped_and_other_plans_are_refused(tmp_path: Path) -> None:
@@ -166,12 +168,14 @@ def test_lives_go_on_where_they_stopped_and_other_plans_are_refused(tmp_path: Pa
 
 
 def test_the_report_has_a_row_a_day_and_says_what_happened() -> None:
-    first = [_day(0, 9.0), _day(1, 8.0, crash="during ingest/events", apart={})]
+    drift = ["drift: one", "drift: other"]
+    first = [_day(0, 9.0), _day(1, 8.0, crash="during ingest/events", apart={}, warnings=["a bot?", *drift])]
     lines = "\n".join(
         report({"one": first, "other": [_day(0, 9.5), _day(1, 7.0)]}, quarantine={"NULL_USER": 3})
     )
     assert "| 1 | what is new | 0 | 6.0 / 5.2 | 2.0 / 1.8 | 16.0 / 14.0 |" in lines
     assert "killed during ingest/events, one build: equal" in lines
+    assert "days 1: a bot? (1)" in lines and "days 1: drift (2)" in lines
     assert "in quarantine at the end: 3 NULL_USER" in lines
     assert "one: too few plain days" in lines
 
