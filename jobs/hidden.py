@@ -9,13 +9,13 @@ from typing import Any
 
 from dynamix.redaction import without_secrets
 
-_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|USER_KEY", re.IGNORECASE)
+_NAMES = re.compile(r"TOKEN(?!S|IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|USER_KEY", re.IGNORECASE)
 _LEAST = 6
 """Characters of a value at least: a shorter one may be any word of a sentence."""
 
 
 def secret_values(environment: Mapping[str, str]) -> list[str]:
-    """Values of the environment whose variables are named as secrets are."""
+    """Values of the environment whose variables are named as secrets are; a number of tokens is none."""
     return [value for name, value in environment.items() if _NAMES.search(name) and len(value) >= _LEAST]
 
 

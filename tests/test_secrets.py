@@ -64,6 +64,7 @@ def test_values_of_variables_that_are_named_as_secrets_go(environment: None) -> 
     assert set(secret_values(ENVIRONMENT)) == set(SECRETS) - {WORD}
     assert hide(f"ann sent {' and '.join(SECRETS[1:])}") == "ann sent " + " and ".join(["[hidden]"] * 4)
     assert hide("short", environment={"MY_TOKEN": "sho"}) == "short"  # it may be any part of a word
+    assert hide("100000 rows", environment={"MAX_TOKENS": "100000"}) == "100000 rows"
 
 
 def test_every_text_of_an_outcome_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,8 @@ def deliveries(folder: Path) -> tuple[Path, Path]:
     whole, first, second = folder / "whole", folder / "first", folder / "second"
     simulate(whole, preset="S0", users=USERS, days=DAYS, seed=3)
     events = pads.dataset(whole / "events", format="parquet").to_table()
-    seen = pc.max_element_wise(events["event_ts"], events["ingest_ts"])
+    happened, told = events["event_ts"], events["ingest_ts"]
+    seen = pc.if_else(pc.less(happened, told), told, happened)
     morning = pc.min(seen).as_py().replace(hour=0, minute=0, second=0, microsecond=0)
     border = morning + timedelta(days=DAYS - 1)
     (first / "events").mkdir(parents=True)
