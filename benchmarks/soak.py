@@ -232,11 +232,11 @@ def _weekly(life: Life, number: int, day: Day, crash: Crash | None) -> Path:
 
 
 def _step(life: Life, number: int, verb: str, day: Day, run: Run | None = None) -> StepResult:
-    """The verb as `dynamix run` calls it: skipped where it is done, with its row in the run log."""
+    """The verb as `dynamix run` calls it, with its row in the run log; of a stopped day the daily ones are skipped."""
     done: list[StepResult] = []
     source = str(life.source) if verb == "ingest" else None
     run = run or life.run(number)
-    day.seconds[verb] = timed(lambda: done.append(execute(run, verb, skip=True, source=source)))
+    day.seconds[verb] = timed(lambda: done.append(execute(run, verb, skip=verb in DAILY, source=source)))
     return done[0]
 
 
