@@ -81,10 +81,12 @@ def rows_behind(raw: DataFrame, day: date, config: Config) -> int:
     return raw.count() - later.count()
 
 
-def known_copies(run: Run, raw: DataFrame) -> DataFrame | None:
+def known_copies(run: Run, raw: DataFrame, since: date) -> DataFrame | None:
     """(event_id, payload) of ids in `raw` that earlier runs judged; payload NULL where they all conflicted.
 
     None where there is none. Derived ids hash the event's time, so only the days of the new rows are read.
+    Quarantine rows first seen at or after `since` were written by a run that died before its events
+    (docs/faults.md 3): they are judged again, and would else contradict the events that they came with.
     """
     spark, place = run.spark, run.warehouse
     stored = place.read(spark, EVENTS.name)
@@ -96,7 +98,8 @@ def known_copies(run: Run, raw: DataFrame) -> DataFrame | None:
             F.col("event_date").isin([row["d"] for row in days.dropna().distinct().collect()])
         )
     found = matching(ids, stored.select("event_id", "event_date")).collect()
-    conflicts = place.read(spark, EVENTS_QUARANTINE.name).where("event_id IS NOT NULL").select("event_id")
+    quarantine = place.read(spark, EVENTS_QUARANTINE.name).where(F.col("seen_date") < F.lit(since))
+    conflicts = quarantine.where("event_id IS NOT NULL").select("event_id")
     torn = [row["event_id"] for row in matching(ids, conflicts).distinct().collect()]
     names = [row["event_id"] for row in found]
     if not names and not torn:

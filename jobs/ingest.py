@@ -116,7 +116,7 @@ def _ingest_new(run: Run, source: Source, mark: Mark, reading: Reading, result: 
     since = reading.since
     assert since is not None
     new = seen_since(source.raw, unit=run.config.time_unit, since=midnight(since))
-    known = known_copies(run, new)
+    known = known_copies(run, new, since)
     lazy = split_raw(new, config=run.config, run_id=run.run_id, until=midnight(run.run_date), known=known)
     split = lazy.on(held(lazy.judged))
     if overtaken(split.judged, known, since):
