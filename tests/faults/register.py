@@ -27,6 +27,9 @@ MUST_BE_UNPROTECTED = (2, 4, 5, 10, 12, 13, 19, 27, 37, 44)
 _WRITERS = "tests/faults/test_writers.py::test_fault_"
 _MATRIX = "tests/faults/test_crash_matrix.py::test_a_run_killed_there_and_run_again_leaves_what_an_undisturbed_one_leaves"
 _KILL = "tests/faults/test_kill.py::test_fault_03_a_killed_dynamix_run_leaves_what_an_undisturbed_one_leaves"
+_KILLED_INGEST = (
+    "tests/jobs/test_killed_ingest.py::test_fault_03_the_quarantine_of_a_run_that_died_condemns_no_event"
+)
 _REGISTRY = "tests/faults/test_registry.py::test_fault_"
 _PROTECTIONS = "tests/faults/test_protections.py::test_fault_"
 _STATISTICS = "tests/faults/test_statistics.py::test_fault_"
@@ -49,7 +52,8 @@ FAULTS: dict[int, Fault] = {
         (f"{_WRITERS}02_a_commit_whose_answer_was_lost_is_made_once_more_in_its_own_place",),
     ),
     3: Fault(
-        "killed while files are written", (f"{_WRITERS}03_killed_while_files_are_written", _KILL, _MATRIX)
+        "killed while files are written",
+        (f"{_WRITERS}03_killed_while_files_are_written", _KILL, _MATRIX, _KILLED_INGEST),
     ),
     4: Fault(
         "killed between features, segments and masks",

@@ -50,7 +50,7 @@ def _found(spark: SparkSession, folder: Path) -> tuple[list[tuple[str, str]], li
     return sorted((row[0], row[1]) for row in events), sorted(row[0] for row in torn)
 
 
-def test_fault_03_contradictions_of_a_run_that_died_before_its_events_are_judged_again(
+def test_fault_03_the_quarantine_of_a_run_that_died_condemns_no_event(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The quarantine that it left holds a copy of `two`; read as an earlier verdict it would condemn the event."""
