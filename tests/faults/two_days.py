@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
@@ -42,7 +43,10 @@ class Cycle:
 
 
 def deliveries(folder: Path) -> tuple[Path, Path]:
-    """(world as of the last day but one, the same with the last day): its rows come in a file of their own."""
+    """(world as of the last day but one, the same with the last day): its rows come in a file of their own.
+
+    Of both a row without a user goes to quarantine.
+    """
     whole, first, second = folder / "whole", folder / "first", folder / "second"
     simulate(whole, preset="S0", users=USERS, days=DAYS, seed=3)
     events = pads.dataset(whole / "events", format="parquet").to_table()
@@ -53,10 +57,16 @@ def deliveries(folder: Path) -> tuple[Path, Path]:
     (first / "events").mkdir(parents=True)
     shutil.copy2(whole / "dynamix.yaml", first)
     early = pc.less(seen, border)
-    pq.write_table(events.filter(early), first / "events" / "1.parquet")
+    pq.write_table(_with_a_refused_row(events.filter(early)), first / "events" / "1.parquet")
     shutil.copytree(first, second)
-    pq.write_table(events.filter(pc.invert(early)), second / "events" / "2.parquet")
+    pq.write_table(_with_a_refused_row(events.filter(pc.invert(early))), second / "events" / "2.parquet")
     return first, second
+
+
+def _with_a_refused_row(events: pa.Table) -> pa.Table:
+    row = events.slice(0, 1).to_pylist()[0]
+    refused = {**row, "event_id": f"{row['event_id']}-nobody", "user_id": ""}
+    return pa.concat_tables([events, pa.Table.from_pylist([refused], schema=events.schema)])
 
 
 def calm_cycle(spark: SparkSession, world: Path, base: Path, folder: Path) -> Cycle:
