@@ -133,12 +133,6 @@ def copies(m: Measured) -> Gate:
     return Gate("copies", one == pairs if pairs else None, f"one of {one}, both of {both}, {pairs} pairs")
 
 
-def intent_drops(m: Measured) -> Gate:
-    """No stream goes whose dwell tells the intent of the session: it does not act, and is worth having."""
-    own = m.kind == "intent"
-    return Gate("intent", not m.dropped[own].any(), f"{m.dropped[own].sum()} of {own.sum()} cells dropped")
-
-
 def cold_loss(m: Measured) -> Gate:
     """The mask of segment 0 costs its impressions at most .02 % NE."""
     lost = float(m.loss.by_segment[0])
@@ -157,12 +151,13 @@ GATES: dict[str, tuple[Callable[[Measured], Gate], ...]] = {
     "S7": (),
     "S8": (strong_drops, total_loss),
     "S9": (*CLEAN, quota_horizon),
-    "S10": (intent_drops, strong_drops),
+    "S10": (strong_drops,),
     "null": (type_one, coverage, nothing_matters),
     "null-clustered": (type_one, coverage, nothing_matters),
 }
 """S1-late asks for unbiased habits alone: its early events dilute every exposure, so weak effects look smaller than
-they are. S7 is reported and has no gate; S4 and S5 are watched over week by week in benchmarks/drift.py."""
+they are. S7 is reported and has no gate, and in S10 what tells the intent of a session is reported; S4 and S5 are
+watched over week by week in benchmarks/drift.py."""
 PLANTED = ("S0", "S9")
 """Presets whose gates hold cells that act against the planted effect."""
 

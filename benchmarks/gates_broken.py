@@ -23,7 +23,6 @@ from dynamix.segmentation.masks import Verdict, judge
 from dynamix.segmentation.selection import Chain
 
 Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 Moments = Callable[[CellSums], tuple[Floats, Floats, Floats]]
 Rule = Callable[[Statistics, MaskConfig], list[Verdict]]
 
@@ -55,45 +54,25 @@ def naive(sums: CellSums) -> tuple[Floats, Floats, Floats]:
     return score, information, information
 
 
-DWELL = np.arange(EACH) == CHANNELS.index("dwell")
-SQUARED = np.arange(EACH) == EACH - 1
-
-
 def dwell_only(sums: CellSums) -> tuple[Floats, Floats, Floats]:
     """All channels but the dwell without score and information: match among them (docs/method.md A.3)."""
-    return _of_channels(sums, DWELL[:C])
-
-
-def dwell_left_out(sums: CellSums) -> tuple[Floats, Floats, Floats]:
-    """The dwell without score and information."""
-    return _of_channels(sums, ~DWELL[:C])
-
-
-def _of_channels(sums: CellSums, own: Bools) -> tuple[Floats, Floats, Floats]:
     score, information, variance = moments(sums)
+    own = np.arange(C) == CHANNELS.index("dwell")
     both = np.outer(own, own)
     return score * own, information * both, variance * both
 
 
 def judge_dwell(statistics: Statistics, config: MaskConfig) -> list[Verdict]:
     """The same in the sums over all streams: what a stream says beside others is of its dwell alone."""
-    return _judge_values(statistics, config, DWELL | SQUARED)
-
-
-def judge_without_dwell(statistics: Statistics, config: MaskConfig) -> list[Verdict]:
-    """The same: what a stream says beside others is of anything but its dwell."""
-    return _judge_values(statistics, config, ~(DWELL | SQUARED))
-
-
-def _judge_values(statistics: Statistics, config: MaskConfig, values: Bools) -> list[Verdict]:
-    together = {key: _of_values(sums, values) for key, sums in statistics.together.items()}
+    together = {key: _of_dwell(sums) for key, sums in statistics.together.items()}
     return judge(replace(statistics, together=together), config)
 
 
-def _of_values(sums: GramSums, values: Bools) -> GramSums:
-    """The sums with the other values of every stream at 0."""
+def _of_dwell(sums: GramSums) -> GramSums:
     own = np.ones(len(sums.wx))
-    own[SHARED:] = np.tile(values, (len(own) - SHARED) // EACH)
+    for first in range(SHARED, len(own), EACH):
+        own[first : first + C] = 0.0
+        own[first + CHANNELS.index("dwell")] = 1.0
     longer = np.append(own, 1.0)
     return replace(
         sums, wx=sums.wx * own, wxx=sums.wxx * np.outer(own, own), a=sums.a * longer,
@@ -136,7 +115,6 @@ BROKEN = (
     Variant("drop where p > .05", "S2", "loss", rule=absence_of_evidence),
     Variant("no floor of positives", "S2", "support", rule=absence_of_evidence),
     Variant("no floor for cold users", "S6", "cold", rule=absence_of_evidence),
-    Variant("dwell left out", "S10", "intent", moments=dwell_left_out, rule=judge_without_dwell),
     Variant("naive variance", "null-clustered", "type-I", moments=naive),
     Variant("dwell only", "S8", "strong", moments=dwell_only, rule=judge_dwell),
     Variant("no second look at a copy", "S3-exact", "strong", rule=no_second_look),

@@ -128,11 +128,6 @@ def test_a_quota_may_be_one_bucket_off_the_planted_horizon() -> None:
     assert gates.quota_horizon(made_up(cells)).passed is None
 
 
-def test_no_stream_that_tells_the_intent_of_a_session_may_go() -> None:
-    assert gates.intent_drops(made_up([(1, 0, "intent", False), (1, 1, "null", True)])).passed is True
-    assert gates.intent_drops(made_up([(1, 0, "intent", True)])).passed is False
-
-
 def test_runs_over_the_budget_are_counted_where_the_loss_has_a_gate() -> None:
     over = made_up(nulls(0), loss=Loss(0.00101, np.zeros(7)))
     runs = {"S0": [over, made_up(nulls(0))], "null": [over]}
@@ -207,7 +202,6 @@ SHOWS = {
     "each stream alone": 12_000,
     "no floor of positives": 2_000,
     "no floor for cold users": 6_000,
-    "dwell left out": 10_000,
 }
 """Users with which a variant shows itself."""
 
