@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from pyspark.sql import functions as F
 
 from dynamix.config import Config
 from dynamix.contracts import COLD_SEGMENT, MASKS, TRAINING_ROWS
+from dynamix.declarations import base_stream
 from dynamix.errors import ConfigError, GuardError
 from dynamix.features.calendar import Calendar
 from dynamix.features.conversions import label_impressions
+from dynamix.features.dwell import ALL_STREAMS
 from dynamix.features.sql_text import equals
 from dynamix.features.streams import event_columns, hidden_attributes, stream_lengths
 from dynamix.features.training import training_rows, with_part
+from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run
 from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.kinds import kinded_sessions
@@ -27,8 +31,10 @@ from dynamix.jobs.mask import newest_segments
 from dynamix.models.carried import Carried
 from dynamix.models.contest import GLOBAL, KEEP_ALL, MASKED
 from dynamix.models.dataset import JaggedRows, load_rows
+from dynamix.models.dwells import DwellRule
 from dynamix.models.hashing import hash_ids
-from dynamix.models.serving import Cell, Preparation, Segmenter, StreamScale, cell_quotas
+from dynamix.models.segmenter import Segmenter
+from dynamix.models.serving import Cell, Preparation, StreamScale, cell_quotas
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,23 @@ class ArmRows:
             item_buckets=run.config.train.item_buckets, per_stream=history.per_stream, total=history.total,
             embargo_s=history.embargo_s, mask_version=mask_version, segment_version=self.segment_version,
             cells=self.cells.get(mask_version, ()), segmenter=self.segmenter, habits=self.habits,
-            carried=self._carried(run),
+            carried=self._carried(run), dwell=self._dwell(run),
+        )  # fmt: skip
+
+    def _dwell(self, run: Run) -> DwellRule:
+        """How ingest settled dwells; a stream of several `surface/event_type` has the cap of all streams."""
+        mark, session = stored_mark(run.warehouse), run.config.session
+        caps, imputed = (mark.baseline.caps_ms, mark.baseline.imputed_ms) if mark else ({}, {})
+        raw: dict[int, str] = {}
+        for name, scale in self.streams.items():
+            events = run.config.declaration(base_stream(name)).events
+            pairs = events.pairs | {events.own}
+            raw[scale.stream_id] = "/".join(next(iter(pairs))) if len(pairs) == 1 else ALL_STREAMS
+        found = {i: caps.get(name, caps.get(ALL_STREAMS)) for i, name in raw.items()}
+        return DwellRule(
+            derive=run.config.dwell.derive, given=session.rule == "given", gap_us=round(session.gap_s * 1e6),
+            length_us=round(session.max_length_s * 1e6), caps_ms={i: c for i, c in found.items() if c is not None},
+            imputed_ms={i: tuple(imputed[name]) for i, name in raw.items() if name in imputed},
         )  # fmt: skip
 
     def _carried(self, run: Run) -> Carried:
@@ -116,7 +138,7 @@ def build_arms(run: Run) -> ArmRows:
     top = max([top, *(c.segment_id for grid in cells.values() for c in grid)])
     return ArmRows(
         rows=rows, calendar=calendar, table_version=pinned, streams=scales, n_segments=top + 1,
-        segment_version=newest, segmenter=_segmenter(run, newest), habits=_habits(stats), cells=cells,
+        segment_version=newest, segmenter=_segmenter(run, newest, calendar), habits=_habits(stats), cells=cells,
     )  # fmt: skip
 
 
@@ -236,9 +258,13 @@ def grid_cells(grid: DataFrame) -> tuple[Cell, ...]:
     )
 
 
-def _segmenter(run: Run, version: str) -> Segmenter | None:
-    """The mixture of this segment version from `segment_registry`; None where no emission is stored."""
-    if not run.warehouse.exists(run.spark, "segment_registry"):
+def _segmenter(run: Run, version: str, calendar: Calendar) -> Segmenter | None:
+    """The mixture of this segment version from `segment_registry`; None where no emission is stored.
+
+    None, too, under a control that places users by anything else: then requests have to name their segment.
+    """
+    other = run.config.segmentation.control in ("shuffled", "tier")
+    if other or not run.warehouse.exists(run.spark, "segment_registry"):
         return None
     rows = (
         run.warehouse.read(run.spark, "segment_registry")
@@ -261,4 +287,5 @@ def _segmenter(run: Run, version: str) -> Segmenter | None:
         log_emission=np.log(np.maximum(emission / emission.sum(axis=1, keepdims=True), 1e-12)),
         log_prior=np.log(share / share.sum()), confidence=config.confidence, min_events=config.min_events,
         active_from=float(guards.get("active_from", np.inf)), dwell_bins=config.dwell_bins,
+        since_us=round(calendar.first.replace(tzinfo=UTC).timestamp() * 1e6),
     )  # fmt: skip

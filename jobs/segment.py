@@ -18,7 +18,7 @@ from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.frames import held, table_frame
 from dynamix.models.registry import Registry, register_segmenter
-from dynamix.segmentation.assign import Rule, activity_border, histories
+from dynamix.segmentation.assign import activity_border, histories
 from dynamix.segmentation.counts import user_counts
 from dynamix.segmentation.identity import (
     COLD_NAME,
@@ -30,6 +30,7 @@ from dynamix.segmentation.identity import (
     names,
     overlap_matrix,
 )
+from dynamix.segmentation.midnights import Rule
 from dynamix.segmentation.mix import Fitted, fit_fixed, fit_mixture
 
 CONTROLS = {"one": 1, "tier": 2}

@@ -109,13 +109,14 @@ class JaggedRows:
     def under_mask(self, quotas: NDArray[np.int32]) -> JaggedRows:
         """Histories cut to the newest `quotas[segment, tier, stream]` (G, 2, F) events of each stream.
 
+        Tiers in the order of contracts.TIERS, as features/quotas.py has them.
         Hold-out users, and segments or streams outside the table, keep everything (docs/method.md A.9).
         """
         row = np.repeat(np.arange(len(self)), np.diff(self.offsets))
         segment, stream = self.segment[row], self.stream.astype(np.int64)
         at = np.flatnonzero(~self.holdout[row] & (segment < quotas.shape[0]) & (stream < quotas.shape[2]))
         limit = np.full(self.tokens, np.iinfo(np.int32).max, np.int64)
-        limit[at] = quotas[segment[at], self.tier[row[at]], stream[at]]
+        limit[at] = quotas[segment[at], 1 - self.tier[row[at]], stream[at]]  # TIERS: active first
         return self.keep_events(self.rank < limit)
 
     def cap_users(self, max_rows: int) -> JaggedRows:

@@ -223,6 +223,7 @@ def ranker_signature(heads: tuple[str, ...]) -> Any:
             Property("ts", DataType.string),  # ISO 8601, UTC: MLflow cannot check instants inside a list
             Property("dwell_ms", DataType.double, required=False),
             Property("category", DataType.string, required=False),
+            Property("session_id", DataType.string, required=False),
         ]
     )
     request: list[ColSpec | TensorSpec] = [
@@ -233,6 +234,7 @@ def ranker_signature(heads: tuple[str, ...]) -> Any:
         ColSpec("double", "position", required=False),
         ColSpec(Array(event), "events"),
         ColSpec("double", "segment_id", required=False),  # double, since a missing whole number is NaN
+        ColSpec("string", "tier", required=False),
         ColSpec("string", "category", required=False),
         ColSpec("double", "value", required=False),
     ]
@@ -289,7 +291,7 @@ def declare_segmenter() -> None:
             self.tree = json.loads(Path(context.artifacts["segmenter"]).read_text(encoding="utf-8"))
 
         def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-            from dynamix.models.serving import segment_counts
+            from dynamix.models.segmenter import segment_counts
 
             return segment_counts(self.tree, model_input)
 

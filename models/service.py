@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from torch import nn
 from dynamix.errors import EnvironmentTrouble
 from dynamix.models.carried import CARRIED
 from dynamix.models.dataset import JaggedRows
+from dynamix.models.dwells import DWELL
 from dynamix.models.export import export_ranker, flattened, run_program, to_bytes
 from dynamix.models.ranker import Ranker, RankerConfig
 from dynamix.models.serving import Preparation, prepare
@@ -25,7 +27,7 @@ PROGRAM, STATE, CONFIG = "ranker.pt2", "state.pt", "ranker.json"
 _EVENT = pa.struct(
     [
         ("stream", pa.string()), ("item_id", pa.string()), ("ts", pa.timestamp("us")), ("dwell_ms", pa.float64()),
-        ("category", pa.string()),
+        ("category", pa.string()), ("session_id", pa.string()),
     ]
 )  # fmt: skip
 
@@ -45,15 +47,10 @@ class RankerService:
         From the state dict, never from the exported program: that is code, and a registry may hold anybody's.
         """
         ranker = load_ranker(folder)
-        names = ("rule.json", "streams.json", "masks.json", "segmenter.json", "habits.json", CARRIED)
-        present = [
-            name for name in names if name != CARRIED or (folder / name).is_file()
-        ]  # older models lack it
-        files = {name: (folder / name).read_text(encoding="utf-8") for name in present}
         return cls(
             flattened(ranker),
             ranker.config,
-            Preparation.from_json(files),
+            load_preparation(folder),
         )
 
     def logits(self, rows: JaggedRows, *, batch_size: int = 4096) -> NDArray[np.float64]:
@@ -96,6 +93,13 @@ def write_artefacts(folder: Path, ranker: Ranker, preparation: Preparation, *, e
     return folder
 
 
+def load_preparation(folder: Path) -> Preparation:
+    """What turns a raw request into the model's input, from the files that `write_artefacts` made."""
+    names = ["rule.json", "streams.json", "masks.json", "segmenter.json", "habits.json"]
+    names += [name for name in (CARRIED, DWELL) if (folder / name).is_file()]  # older models lack them
+    return Preparation.from_json({name: (folder / name).read_text(encoding="utf-8") for name in names})
+
+
 def load_ranker(folder: Path) -> Ranker:
     """The ranker from state dict and config: tensors and JSON, nothing that runs.
 
@@ -117,8 +121,7 @@ def request_table(requests: pd.DataFrame) -> pa.Table:
     columns: dict[str, pa.Array] = {}
     for name in requests.columns:
         if name == "events":
-            lists = [[_event(e) for e in (row if row is not None else [])] for row in requests[name]]
-            columns[name] = pa.array(lists, pa.list_(_EVENT))
+            columns[name] = _events([row if row is not None else [] for row in requests[name]])
         elif name == "request_ts":
             stamps = pd.to_datetime(requests[name], utc=True).dt.tz_localize(None)
             columns[name] = pa.array(stamps, pa.timestamp("us"))
@@ -127,7 +130,14 @@ def request_table(requests: pd.DataFrame) -> pa.Table:
     return pa.table(columns)
 
 
-def _event(event: Mapping[str, object]) -> dict[str, object]:
-    stamp = pd.Timestamp(event["ts"])  # type: ignore[arg-type]
-    utc = stamp.tz_convert("UTC").tz_localize(None) if stamp.tzinfo is not None else stamp
-    return {**{f.name: event.get(f.name) for f in _EVENT}, "ts": utc}
+def _events(rows: Sequence[Sequence[Mapping[str, Any]]]) -> pa.Array:
+    """Lists of event structs, one a request; instants of any ISO form as UTC without a zone."""
+    flat = [event for row in rows for event in row]
+    fields = {f.name: [event.get(f.name) for event in flat] for f in _EVENT}
+    stamps = pd.to_datetime([event["ts"] for event in flat], utc=True, format="ISO8601")
+    arrays = [
+        pa.array(stamps.tz_localize(None).as_unit("us") if f.name == "ts" else fields[f.name], f.type)
+        for f in _EVENT
+    ]
+    ends = np.cumsum([0, *map(len, rows)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), pa.StructArray.from_arrays(arrays, fields=list(_EVENT)))

@@ -16,17 +16,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dynamix.contracts import COLD_SEGMENT, DWELL_BIN_EDGES_S, N_DWELL_BINS, NO_DWELL_BIN
+from dynamix.contracts import COLD_SEGMENT, DWELL_BIN_EDGES_S, NO_DWELL_BIN, TIERS
+from dynamix.declarations import base_stream
 from dynamix.errors import InputError
 from dynamix.features.quotas import HOLDOUT_PER_MILLE, NO_LIMIT, quota_table
 from dynamix.models.batch import stream_rank
 from dynamix.models.carried import CARRIED, Carried
 from dynamix.models.dataset import JaggedRows, rows_from_table
+from dynamix.models.dwells import DWELL, DwellRule, Logged, settle
 from dynamix.models.hashing import spark_xxhash64
+from dynamix.models.segmenter import DAY_US, Past, Segmenter, assign, recent_events
 
 Z_LIMIT = 3.0
-_DAY_US, _WEEK_US = 86_400_000_000, 7 * 86_400_000_000
-REQUEST = ("user_id", "request_ts", "item_id", "surface", "position", "events", "segment_id")
+_MAX_DWELL_MS = 9.0e15  # as in features/events.py
+REQUEST = ("user_id", "request_ts", "item_id", "surface", "position", "events", "segment_id", "tier")
 
 
 @dataclass(frozen=True)
@@ -60,23 +63,6 @@ def cell_quotas(cells: Sequence[Cell], streams: Mapping[str, StreamScale]) -> ND
 
 
 @dataclass(frozen=True)
-class Segmenter:
-    """Mixture over streams × dwell bins: log emission (K, F·13), log prior (K,), and when a user stays cold.
-
-    `ids` are the stable segment ids of the K components; `active_from` the usable events of the last seven
-    days from which on a user is active.
-    """
-
-    ids: tuple[int, ...]
-    log_emission: NDArray[np.float64]
-    log_prior: NDArray[np.float64]
-    confidence: float
-    min_events: int
-    active_from: float
-    dwell_bins: bool = True
-
-
-@dataclass(frozen=True)
 class Preparation:
     """Everything beside the weights that turns a raw request into the ranker's input; stored as JSON."""
 
@@ -93,6 +79,7 @@ class Preparation:
     segmenter: Segmenter | None = None
     habits: Mapping[str, float] = field(default_factory=dict)
     carried: Carried = field(default_factory=Carried)
+    dwell: DwellRule = field(default_factory=DwellRule)
 
     def quotas(self) -> NDArray[np.int32]:
         """Newest events kept (G, 2, F) by segment, tier and stream; what no cell names has no limit."""
@@ -101,6 +88,13 @@ class Preparation:
     @property
     def width(self) -> int:
         return 1 + max((s.stream_id for s in self.streams.values()), default=-1)
+
+    def counted_as(self) -> NDArray[np.int64]:
+        """Stream id (F,) under which a segmenter counts each stream's events: without its session kind."""
+        ids = np.arange(self.width)
+        for name, scale in self.streams.items():
+            ids[scale.stream_id] = self.streams.get(base_stream(name), scale).stream_id
+        return ids
 
     def to_json(self) -> dict[str, str]:
         """File name -> content of the artefacts: streams, mask grid, segmenter, habits and the history rule."""
@@ -113,9 +107,10 @@ class Preparation:
             "rule.json": rule,
             "streams.json": {name: vars(scale) for name, scale in self.streams.items()},
             "masks.json": [vars(cell) for cell in self.cells],
-            "segmenter.json": None if self.segmenter is None else _segmenter_tree(self.segmenter),
+            "segmenter.json": None if self.segmenter is None else self.segmenter.to_tree(),
             "habits.json": dict(self.habits),
             CARRIED: self.carried.to_tree(),
+            DWELL: self.dwell.to_tree(),
         }
         return {name: json.dumps(tree, sort_keys=True) for name, tree in found.items()}
 
@@ -128,17 +123,22 @@ class Preparation:
             **{**rule, "surfaces": tuple(rule["surfaces"]), "heads": tuple(rule["heads"])},
             streams={name: StreamScale(**scale) for name, scale in tree["streams.json"].items()},
             cells=tuple(Cell(**cell) for cell in tree["masks.json"]),
-            segmenter=None if stored is None else _segmenter_from(stored),
+            segmenter=None if stored is None else Segmenter.from_tree(stored),
             habits=tree["habits.json"],
             carried=Carried.from_tree(tree.get(CARRIED, {})),
+            dwell=DwellRule.from_tree(tree.get(DWELL, {})),
         )
 
 
 @dataclass(frozen=True)
-class _Events:
-    """Flat events of all requests, oldest first inside each: row (N,), time (µs), stream id, z, dwell bin."""
+class Events:
+    """Flat events of all requests, oldest first inside each: row (N,), time (µs), stream id, z, dwell bin.
+
+    `place` is the number of the event within its request as it came.
+    """
 
     row: NDArray[np.int64]
+    place: NDArray[np.int64]
     ts_us: NDArray[np.int64]
     stream: NDArray[np.int64]
     z: NDArray[np.float64]
@@ -147,21 +147,28 @@ class _Events:
     category: pa.Array
     conversion: NDArray[np.bool_]
 
-    def take(self, index: NDArray[np.int64]) -> _Events:
+    def take(self, index: NDArray[np.int64]) -> Events:
+        """The events at these places of the arrays, in this order."""
         at = pa.array(index)
-        return _Events(
-            self.row[index], self.ts_us[index], self.stream[index], self.z[index], self.dwell_bin[index],
-            self.item.take(at), self.category.take(at), self.conversion[index],
+        return Events(
+            self.row[index], self.place[index], self.ts_us[index], self.stream[index], self.z[index],
+            self.dwell_bin[index], self.item.take(at), self.category.take(at), self.conversion[index],
         )  # fmt: skip
 
 
-def prepare(requests: pa.Table, preparation: Preparation) -> tuple[JaggedRows, NDArray[np.int64]]:
-    """Rows for the ranker in the order of the requests, and the segment (B,) each was served with.
+@dataclass(frozen=True)
+class Applied:
+    """What segment and mask make of B requests: segment, tier (1 = active), hold-out (B,), the events kept."""
 
-    A request needs `user_id`, `request_ts` (UTC), `surface` and `events`; `item_id`, `position`, `segment_id`,
-    `category` and `value` may be missing or null. Events of unknown streams are left out. Raises InputError
-    for missing columns. Events tie by their order in the request.
-    """
+    now: NDArray[np.int64]
+    segment: NDArray[np.int64]
+    tier: NDArray[np.int64]
+    holdout: NDArray[np.bool_]
+    kept: Events
+
+
+def apply(requests: pa.Table, preparation: Preparation) -> Applied:
+    """Segment, tier and kept history of each request; see `prepare` for what a request holds."""
     missing = [
         name for name in ("user_id", "request_ts", "surface", "events") if name not in requests.column_names
     ]
@@ -169,63 +176,77 @@ def prepare(requests: pa.Table, preparation: Preparation) -> tuple[JaggedRows, N
         raise InputError(f"request lacks {missing}; allowed columns: {', '.join(REQUEST)}, category, value")
     now = _micros(requests["request_ts"])
     users = requests["user_id"].cast(pa.string()).to_pylist()
-    habits = [preparation.habits.get(u, 0.0) for u in users]
+    habits = np.array([preparation.habits.get(u, 0.0) for u in users], np.float64)
     events = _flatten(requests["events"], preparation, now=now, habits=habits)
     segment, tier = _segments(requests, events, now, preparation)
     holdout = np.array([spark_xxhash64("holdout", u) % 1000 < HOLDOUT_PER_MILLE for u in users], bool)
-    kept = _history(events, now, segment, tier, holdout, preparation)
-    table = _table(requests, kept, now, segment, tier, holdout, preparation)
+    return Applied(now, segment, tier, holdout, _history(events, now, segment, tier, holdout, preparation))
+
+
+def prepare(requests: pa.Table, preparation: Preparation) -> tuple[JaggedRows, NDArray[np.int64]]:
+    """Rows for the ranker in the order of the requests, and the segment (B,) each was served with.
+
+    A request needs `user_id`, `request_ts` (UTC), `surface` and `events`; `item_id`, `position`, `segment_id`,
+    `tier`, `category` and `value` may be missing or null. Events of unknown streams are left out. Raises InputError
+    for missing columns. Events tie by their order in the request.
+    """
+    found = apply(requests, preparation)
     rows = rows_from_table(
-        table, heads=preparation.heads, item_buckets=preparation.item_buckets, surfaces=preparation.surfaces,
-        in_order=True,
+        _table(requests, found, preparation), heads=preparation.heads, item_buckets=preparation.item_buckets,
+        surfaces=preparation.surfaces, in_order=True,
     )  # fmt: skip
-    return rows, segment
+    return rows, found.segment
 
 
 def _flatten(
-    column: pa.ChunkedArray, preparation: Preparation, *, now: NDArray[np.int64], habits: Sequence[float]
-) -> _Events:
+    column: pa.ChunkedArray, preparation: Preparation, *, now: NDArray[np.int64], habits: NDArray[np.float64]
+) -> Events:
     array = column.combine_chunks()
     array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     row = np.repeat(np.arange(len(array)), lengths)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     flat = array.flatten()
     names = list(preparation.streams)
-    scales = [preparation.streams[name] for name in names]
-    place = pc.index_in(_field(flat, "stream", pa.string()), value_set=pa.array(names, pa.string()))
-    code = np.asarray(pc.fill_null(place, -1).to_numpy(zero_copy_only=False), np.int64)
+    found = pc.index_in(_field(flat, "stream", pa.string()), value_set=pa.array(names, pa.string()))
+    code = np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), np.int64)
     ts_us = _micros_array(_field(flat, "ts", None))
-    dwell_ms = _field(flat, "dwell_ms", pa.float64())
-    z, dwell_bin = _dwell(dwell_ms, code, row, scales, habits, left_us=now[row] - ts_us)
-    ids = np.array([*(s.stream_id for s in scales), -1], np.int64)
-    conversion = np.array([*(s.is_conversion for s in scales), False], bool)
-    events = _Events(
-        row, ts_us, ids[code], z, dwell_bin, _field(flat, "item_id", pa.string()),
-        _field(flat, "category", pa.string()), conversion[code],
-    )  # fmt: skip
     order = np.lexsort((ts_us, row))
-    return events.take(order[code[order] >= 0])
+    order = order[code[order] >= 0]
+    row, place, ts_us, code = row[order], place[order], ts_us[order], code[order]
+    scales = [preparation.streams[name] for name in names]
+    stream = np.array([s.stream_id for s in scales], np.int64)[code]
+    logged = pc.fill_null(_field(flat, "dwell_ms", pa.float64()), np.nan).to_numpy(zero_copy_only=False)[
+        order
+    ]
+    session = _codes(_field(flat, "session_id", pa.string()))[order]
+    ms = settle(Logged(row, ts_us, stream, logged, session), now[row], preparation.dwell)
+    z, dwell_bin = _scaled(ms, code, scales, habits[row])
+    at = pa.array(order)
+    return Events(
+        row, place, ts_us, stream, z, dwell_bin, _field(flat, "item_id", pa.string()).take(at),
+        _field(flat, "category", pa.string()).take(at), np.array([s.is_conversion for s in scales], bool)[code],
+    )  # fmt: skip
 
 
-def _dwell(
-    dwell_ms: pa.Array,
+def _logged(dwell_ms: pa.Array) -> NDArray[np.float64]:
+    """Dwell as logged (N,): NaN where there is none, −1 where what is there is no length of time."""
+    value = pc.fill_null(dwell_ms, -1.0).to_numpy(zero_copy_only=False)
+    sound = (value >= 0) & (value < _MAX_DWELL_MS)
+    return np.where(dwell_ms.is_null().to_numpy(zero_copy_only=False), np.nan, np.where(sound, value, -1.0))
+
+
+def _scaled(
+    ms: NDArray[np.float64],
     code: NDArray[np.int64],
-    row: NDArray[np.int64],
     scales: Sequence[StreamScale],
-    habits: Sequence[float],
-    *,
-    left_us: NDArray[np.int64],
+    habit: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """z (0 without a usable dwell or a scale) and dwell bin of each event, as docs/method.md A.2.3.
-
-    `left_us` (N,) is the time from the event to its request: a dwell that goes on then is not known.
-    """
-    ms = np.asarray(pc.fill_null(dwell_ms, np.nan).to_numpy(zero_copy_only=False), np.float64)
-    usable = np.isfinite(ms) & (ms >= 0) & ((ms + 1) * 1000 <= left_us)
-    mu = np.array([*(np.nan if s.mu is None else s.mu for s in scales), np.nan])[code]
-    sigma = np.array([*(np.nan if s.sigma is None else s.sigma for s in scales), np.nan])[code]
+    """z (0 without a usable dwell or a scale) and dwell bin of each event, as docs/method.md A.2.3."""
+    usable = np.isfinite(ms)
+    mu = np.array([np.nan if s.mu is None else s.mu for s in scales])[code]
+    sigma = np.array([np.nan if s.sigma is None else s.sigma for s in scales])[code]
     scaled = usable & np.isfinite(mu) & (np.nan_to_num(sigma) > 0)
-    habit = np.asarray(habits, np.float64)[row]
     z = np.zeros(len(ms))
     z[scaled] = np.clip(
         (np.log1p(ms[scaled]) - mu[scaled] - habit[scaled]) / sigma[scaled], -Z_LIMIT, Z_LIMIT
@@ -236,66 +257,35 @@ def _dwell(
 
 
 def _segments(
-    requests: pa.Table, events: _Events, now: NDArray[np.int64], preparation: Preparation
+    requests: pa.Table, events: Events, now: NDArray[np.int64], preparation: Preparation
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Segment and tier (1 = active) of each request: as given, else from the events before 00:00 of its day."""
-    midnight = now - now % _DAY_US
-    segmenter = preparation.segmenter
-    n = len(now)
-    if segmenter is None:
-        found, tier = np.full(n, COLD_SEGMENT, np.int64), np.zeros(n, np.int64)
-    else:
-        past = (events.ts_us < midnight[events.row]) & ~events.conversion & (events.dwell_bin < N_DWELL_BINS)
-        found = assign(events.row[past], events.stream[past], events.dwell_bin[past], n, segmenter)
-        week = past & (events.ts_us >= midnight[events.row] - _WEEK_US)
-        recent = np.bincount(events.row[week], minlength=n)
-        tier = ((recent >= segmenter.active_from) & (found != COLD_SEGMENT)).astype(np.int64)
+    n, segmenter = len(now), preparation.segmenter
+    midnight = (now - now % DAY_US)[events.row]
+    since = 0 if segmenter is None else segmenter.since_us
+    at = (events.ts_us < midnight) & (events.ts_us >= since) & ~events.conversion
+    ago = (midnight[at] - 1 - events.ts_us[at]) // DAY_US
+    past = Past(events.row[at], preparation.counted_as()[events.stream[at]], events.dwell_bin[at], ago)
+    found = np.full(n, COLD_SEGMENT, np.int64) if segmenter is None else assign(past, n, segmenter)
     if "segment_id" in requests.column_names:
         given = np.asarray(pc.fill_null(requests["segment_id"].cast(pa.int64()), -1).to_numpy(), np.int64)
         found = np.where(given >= 0, given, found)
+    active = recent_events(past, n) >= (np.inf if segmenter is None else segmenter.active_from)
+    tier = (active & (found != COLD_SEGMENT)).astype(np.int64)
+    if "tier" in requests.column_names:
+        named = pc.fill_null(requests["tier"].cast(pa.string()), "").to_numpy()
+        tier = np.where(np.isin(named, TIERS), named == TIERS[0], tier).astype(np.int64)
     return found, tier
 
 
-def assign(
-    row: NDArray[np.int64],
-    stream: NDArray[np.int64],
-    dwell_bin: NDArray[np.int64],
-    n: int,
-    segmenter: Segmenter,
-) -> NDArray[np.int64]:
-    """Segment (n,) of the greatest posterior if it reaches the confidence and there are enough events, else 0."""
-    width = segmenter.log_emission.shape[1]
-    symbol = stream * N_DWELL_BINS + dwell_bin if segmenter.dwell_bins else stream
-    known = symbol < width
-    score = np.tile(segmenter.log_prior, (n, 1))
-    np.add.at(score, row[known], segmenter.log_emission[:, symbol[known]].T)
-    score -= score.max(axis=1, keepdims=True)
-    posterior = np.exp(score) / np.exp(score).sum(axis=1, keepdims=True)
-    events = np.bincount(row[known], minlength=n)
-    sure = (posterior.max(axis=1) >= segmenter.confidence) & (events >= segmenter.min_events)
-    return np.where(sure, np.asarray(segmenter.ids)[posterior.argmax(axis=1)], COLD_SEGMENT)
-
-
-def segment_counts(tree: Mapping[str, Any], users: Any) -> dict[str, Any]:
-    """segment_id of each user from `counts` (F·13 event counts by stream and dwell bin), by a stored mixture."""
-    segmenter = _segmenter_from(tree)
-    counts = np.stack([np.asarray(c, np.float64) for c in users["counts"]])
-    score = counts[:, : segmenter.log_emission.shape[1]] @ segmenter.log_emission.T + segmenter.log_prior
-    score -= score.max(axis=1, keepdims=True)
-    posterior = np.exp(score) / np.exp(score).sum(axis=1, keepdims=True)
-    sure = (posterior.max(axis=1) >= segmenter.confidence) & (counts.sum(axis=1) >= segmenter.min_events)
-    found = np.where(sure, np.asarray(segmenter.ids)[posterior.argmax(axis=1)], COLD_SEGMENT)
-    return {"user_id": list(users["user_id"]), "segment_id": found.tolist()}
-
-
 def _history(
-    events: _Events,
+    events: Events,
     now: NDArray[np.int64],
     segment: NDArray[np.int64],
     tier: NDArray[np.int64],
     holdout: NDArray[np.bool_],
     preparation: Preparation,
-) -> _Events:
+) -> Events:
     """The newest `per_stream` of each stream before the embargo, of those the newest `total`, then the mask."""
     before = events.ts_us < (now - round(preparation.embargo_s * 1e6))[events.row]
     events = events.take(np.flatnonzero(before))
@@ -306,24 +296,17 @@ def _history(
     limit = np.full(len(events.row), NO_LIMIT, np.int64)
     own = segment[events.row]
     at = np.flatnonzero(~holdout[events.row] & (own >= 0) & (own < len(quotas)))
-    limit[at] = quotas[own[at], tier[events.row[at]], events.stream[at]]
+    limit[at] = quotas[own[at], 1 - tier[events.row[at]], events.stream[at]]  # TIERS: active first
     return events.take(np.flatnonzero(_rank(events, len(now), by_stream=True) < limit))
 
 
-def _rank(events: _Events, n: int, *, by_stream: bool) -> NDArray[np.int64]:
+def _rank(events: Events, n: int, *, by_stream: bool) -> NDArray[np.int64]:
     offsets = np.concatenate([[0], np.cumsum(np.bincount(events.row, minlength=n))]).astype(np.int64)
     return stream_rank(offsets, events.stream if by_stream else np.zeros_like(events.stream))
 
 
-def _table(
-    requests: pa.Table,
-    events: _Events,
-    now: NDArray[np.int64],
-    segment: NDArray[np.int64],
-    tier: NDArray[np.int64],
-    holdout: NDArray[np.bool_],
-    preparation: Preparation,
-) -> pa.Table:
+def _table(requests: pa.Table, found: Applied, preparation: Preparation) -> pa.Table:
+    now, segment, tier, events = found.now, found.segment, found.tier, found.kept
     n = len(now)
     ends = pa.array(np.concatenate([[0], np.cumsum(np.bincount(events.row, minlength=n))]).astype(np.int32))
     age_s = (now[events.row] - events.ts_us) / 1e6
@@ -345,7 +328,7 @@ def _table(
         "part": pa.array(["test"] * n),
         "segment_id": pa.array(segment),
         "tier": pa.array(np.where(tier > 0, "active", "passive")),
-        "holdout": pa.array(holdout),
+        "holdout": pa.array(found.holdout),
         **{f"label_{head}": pa.nulls(n, pa.float64()) for head in preparation.heads},
     }
     carried, stream = preparation.carried, events.stream
@@ -383,11 +366,7 @@ def _micros_array(values: pa.Array) -> NDArray[np.int64]:
     return np.asarray(whole.to_numpy(zero_copy_only=False), np.int64)
 
 
-def _segmenter_tree(segmenter: Segmenter) -> dict[str, object]:
-    tree = dict(vars(segmenter))
-    return tree | {"log_emission": segmenter.log_emission.tolist(), "log_prior": segmenter.log_prior.tolist()}
-
-
-def _segmenter_from(tree: Mapping[str, Any]) -> Segmenter:
-    arrays = {name: np.asarray(tree[name], np.float64) for name in ("log_emission", "log_prior")}
-    return Segmenter(**{**tree, **arrays, "ids": tuple(tree["ids"])})
+def _codes(values: pa.Array) -> NDArray[np.int64]:
+    """Dense codes of the distinct values (N,), −1 for null."""
+    coded = values.dictionary_encode().indices
+    return np.asarray(pc.fill_null(coded, -1).to_numpy(zero_copy_only=False), np.int64)

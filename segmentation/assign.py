@@ -1,8 +1,7 @@
 """Segments over time: posterior of every user at every midnight from earlier events only, with hysteresis.
 
-The state at 00:00 of day d rests on events known before it. A user leaves segment 0 on the first midnight at
-which the posterior reaches the confidence with enough events, and changes segment only when another
-one has led by at least .2 on two midnights in a row (docs/method.md A.4.4).
+The state at 00:00 of day d rests on events known before it; the rule is in segmentation/midnights.py
+(docs/method.md A.4.4).
 """
 
 from __future__ import annotations
@@ -16,35 +15,19 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from dynamix.config import SegmentationConfig
 from dynamix.contracts import TIERS
 from dynamix.features.calendar import Calendar
 from dynamix.segmentation.counts import CountBlock, count_block
 from dynamix.segmentation.em import reduce_blocks
+from dynamix.segmentation.midnights import TIER_DAYS, Rule, decide
 from dynamix.segmentation.mixture import Floats, Ints, Mixture, posterior
 
-LEAD = 0.2
-TIER_DAYS = 7
 NEVER = 1e9
 _MAX_WEEKLY = 10_000
 SCHEMA = (
     "user_id string, valid_from timestamp, valid_to timestamp, component int, tier string, "
     "posterior map<int,double>, n_events bigint, last boolean"
 )
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What turns posteriors into segments: confidence, usable events, tier border, and a control if one is set."""
-
-    confidence: float
-    min_events: int
-    active_from: float
-    control: str = "none"
-
-    @classmethod
-    def of(cls, config: SegmentationConfig, *, active_from: float) -> Rule:
-        return cls(config.confidence, config.min_events, active_from, config.control)
 
 
 @dataclass(frozen=True)
@@ -75,26 +58,6 @@ def day_table(block: CountBlock, mixture: Mixture, n_days: int) -> Days:
     week = events.copy()
     week[:, TIER_DAYS:] -= events[:, :-TIER_DAYS]
     return Days(scores + mixture.log_pi, events, week)
-
-
-def decide(q: Floats, events: Ints, rule: Rule) -> Ints:
-    """Component of every user at every midnight (U, D), −1 = cold; q (U, D, K), events (U, D)."""
-    users, n_days, _ = q.shape
-    state = np.full(users, -1, np.int64)
-    challenger = np.full(users, -1, np.int64)
-    out = np.empty((users, n_days), np.int64)
-    every = np.arange(users)
-    for day in range(n_days):
-        best = q[:, day].argmax(axis=1)
-        sure = (q[every, day, best] >= rule.confidence) & (events[:, day] >= rule.min_events)
-        lead = q[every, day, best] - q[every, day, np.maximum(state, 0)]
-        contest = (state >= 0) & (best != state) & (lead >= LEAD)
-        switch = contest & (challenger == best) & sure
-        first = (state < 0) & sure
-        challenger = np.where(contest & ~switch, best, -1)
-        state = np.where(first | switch, best, state)
-        out[:, day] = state
-    return out
 
 
 def tiers(component: Ints, week: Ints, rule: Rule) -> npt.NDArray[np.bool_]:

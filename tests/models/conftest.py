@@ -63,7 +63,7 @@ def history_table(lengths: list[int], *, seed: int = 0, effect: float = 0.0) -> 
     )
 
 
-@pytest.fixture(name="table")
+@pytest.fixture(name="table", scope="session")
 def fixture_table() -> Callable[..., pa.Table]:
     return history_table
 

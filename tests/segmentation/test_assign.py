@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamix.features.calendar import build_calendar
-from dynamix.segmentation.assign import NEVER, Rule, activity_border, assigned, day_table, decide, histories
+from dynamix.segmentation.assign import NEVER, activity_border, assigned, day_table, histories
 from dynamix.segmentation.counts import OTHER, count_block
+from dynamix.segmentation.midnights import Rule, decide
 from dynamix.segmentation.mixture import Mixture
 
 RULE = Rule(confidence=0.9, min_events=15, active_from=5.0)
