@@ -78,6 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="register what this run trained when the tracking store failed it",
     )
+    train.add_argument(
+        "--warm-start", choices=["champion"], help="begin from its weights, not from drawn ones"
+    )
     train.add_argument("--require-champion", action="store_true", help="exit 4 if nothing is promoted")
     score = verb("score", "score impressions with the registered ranker")
     _warehouse(score)

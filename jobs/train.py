@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dynamix.errors import ConfigError
-from dynamix.jobs.arm_rows import ArmRows, build_arms, load_truth, load_version, set_status
+from dynamix.jobs.arm_rows import ArmRows, build_arms, load_truth, load_version, set_status, stream_scales
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.life import obsolete
 from dynamix.jobs.registration import EVIDENCE, MODEL, Registration
@@ -46,6 +46,7 @@ from dynamix.models.registry import (
 )
 from dynamix.models.service import RankerService, write_artefacts
 from dynamix.models.throughput import Throughput, measure, time_by_tokens
+from dynamix.models.warm import WarmStart
 
 TOKEN_SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -76,25 +77,28 @@ def train(
     and the model. GuardError (exit 4) without mature rows or with one class only; EnvironmentTrouble
     (exit 5) if the tracking store fails, everything but the registration being on disk by then:
     `register_from` names such a run, and then its model is registered and nothing trained (docs/faults.md 36).
+    `warm_start="champion"` begins every arm from the champion's weights; ConfigError (exit 2) where there is none or
+    its contract differs.
     """
-    if warm_start is not None:
-        raise ConfigError.bad_value("--warm-start", warm_start, "not yet: leave it out, training starts cold")
     config = run.config.train
     registry = Registry(run.warehouse.private, tracking_uri)
     if register_from is not None:
         kept = Registration.load(run.folder.parent, register_from)
         return StepResult(facts=dict(_registered(run, registry, register_from, kept)))
     champion = find(registry, RANKER, CHAMPION)  # a store that is down is said before hours of training
+    start = None if warm_start is None else _warm_start(run, registry, champion)
     retired = _retire_obsolete(run)
     arms = build_arms(run)
     contest = hold(
         arms.rows, n_streams=arms.n_streams, n_segments=arms.n_segments, config=config, progress=run.note,
-        truth=load_truth(truth),
+        truth=load_truth(truth), start=start,
     )  # fmt: skip
     decision = decide(run, contest, registry, arms, champion)
     speed = _throughput(contest, run)
     tests = {name: arm.part("test", batch_size=4 * config.batch_size) for name, arm in contest.arms.items()}
-    content = evidence(run, contest, decision, arms, speed, tests)
+    content = evidence(run, contest, decision, arms, speed, tests) | {
+        "warm_start": None if start is None else start.address
+    }
     write_evidence(run.folder / EVIDENCE, content)
     _write_predictions(run, contest, tests)
     _save(run, decision.winner, arms)
@@ -106,6 +110,23 @@ def train(
     result.facts |= retired | _registered(run, registry, run.run_id, registration)
     run.note(f"train: {result.facts['model']} is {result.facts['alias']}; {decision.ranker.reason}")
     return result
+
+
+def _warm_start(run: Run, registry: Registry, champion: Version | None) -> WarmStart:
+    """The champion's weights, once it is clear that training can go on from them."""
+    if champion is None:
+        raise ConfigError(
+            f"--warm-start champion: no version of {RANKER} is champion; leave --warm-start out for the first training"
+        )
+    folder, _ = artefact_folder(registry, champion.address)
+    start = WarmStart.load(folder, champion.address)
+    streams = stream_scales(run.warehouse.read(run.spark, "streams"))
+    start.refuse_other_contract(
+        config=run.config.train, heads=run.config.heads(),
+        streams={name: scale.stream_id for name, scale in streams.items()},
+    )  # fmt: skip
+    run.note(f"train: every arm begins from {champion.address}")
+    return start
 
 
 def _retire_obsolete(run: Run) -> dict[str, str]:

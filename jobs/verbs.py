@@ -92,7 +92,7 @@ def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:
     if verb == "explain":
         return explain(run, arguments.stream, segment=arguments.segment)
     options: dict[str, Any] = {}
-    for name in ("allow_empty", "rebuild", "given", "truth", "model", "register_from"):
+    for name in ("allow_empty", "rebuild", "given", "truth", "model", "register_from", "warm_start"):
         value = getattr(arguments, name, None)
         if value:
             options[name] = value

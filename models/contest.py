@@ -26,6 +26,7 @@ from dynamix.models.evidence import (
 )
 from dynamix.models.metrics import Evaluation, evaluate, oracle_gap_closure
 from dynamix.models.train import ArmSpec, Progress, TrainedArm, predict, ranker_config, train_arm
+from dynamix.models.warm import WarmStart
 
 KEEP_ALL, MASKED, GLOBAL = "keep-all", "masked", "global"
 Floats = NDArray[np.float64]
@@ -120,10 +121,11 @@ def hold(
     config: TrainConfig,
     progress: Progress,
     truth: Mapping[str, NDArray[np.generic]] | None = None,
+    start: WarmStart | None = None,
 ) -> Contest:
     """Train every arm with every seed and fit the baselines. GuardError if a served label has one class only.
 
-    `arms` maps an arm to (mask_version, rows); keep-all must be among them.
+    `arms` maps an arm to (mask_version, rows); keep-all must be among them. With `start` every arm begins there.
     """
     same_rows({name: rows for name, (_, rows) in arms.items()})
     keep_all = arms[KEEP_ALL][1]
@@ -146,6 +148,7 @@ def hold(
                 model_config=model_config,
                 config=config,
                 progress=progress,
+                start=start,
             )
             for seed in config.seeds
         )

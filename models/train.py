@@ -21,6 +21,7 @@ from dynamix.models.memory import RowsAtOnce, pieces
 from dynamix.models.metrics import NeState
 from dynamix.models.ranker import Ranker, RankerConfig
 from dynamix.models.trunks.din import TrunkConfig
+from dynamix.models.warm import WarmStart
 
 SHARED_SD = 0.3
 SEGMENT_SD = 0.1
@@ -119,6 +120,7 @@ def train_arm(
     config: TrainConfig,
     progress: Progress = lambda text: None,
     after_step: Step | None = None,
+    start: WarmStart | None = None,
 ) -> TrainedArm:
     """Train on `rows.select("train")`, keep the pass with the least validation loss.
 
@@ -126,7 +128,8 @@ def train_arm(
     different passes differed by more than their masks did (docs/experiments.md).
     Deterministic given seed, thread count and device: one torch.Generator draws weights and order. A loss
     that is not finite stops with GuardError before it touches a later state (docs/faults.md 39). A batch that
-    does not fit into the device's memory goes through in pieces, to the same sums (docs/faults.md 38).
+    does not fit into the device's memory goes through in pieces, to the same sums (docs/faults.md 38). With `start`
+    every seed begins from those weights, and where no pass lowers the validation loss they stay.
     """
     torch.set_num_threads(config.threads)
     device = pick_device(config.device)
@@ -139,6 +142,8 @@ def train_arm(
     model = Ranker(model_config, seed=spec.seed)
     generator = torch.Generator().manual_seed(spec.seed)
     model.start(rates, train.batch(torch.randperm(len(train), generator=generator)[:_SCALE_ROWS].numpy()))
+    if start is not None:
+        start.begin(model)
     model.to(device)
     memory = RowsAtOnce(config.batch_size, say=lambda text: progress(f"{spec.arm} seed {spec.seed}: {text}"))
     steps = math.ceil(len(train) / config.batch_size)
