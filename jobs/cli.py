@@ -210,6 +210,7 @@ HANDLERS: dict[str, Callable[[Namespace, Outcome], None]] = {
             "mask",
             "train",
             "score",
+            "bundle",
             "run",
             "report",
             "plan",

@@ -85,6 +85,12 @@ def build_parser() -> argparse.ArgumentParser:
     score = verb("score", "score impressions with the registered ranker")
     _warehouse(score)
     score.add_argument("--model", help="e.g. models:/dynamix-ranker@champion")
+    bundle = verb(
+        "bundle", "the mask of a registered ranker as one JSON, for servers without Spark and torch"
+    )
+    _warehouse(bundle)
+    bundle.add_argument("--model", help="e.g. models:/dynamix-ranker@champion")
+    bundle.add_argument("--out", type=Path, metavar="DIR", help="default: W/_dynamix/bundle")
     run = verb("run", "the whole cycle; unchanged steps are skipped")
     _warehouse(run, events=True)
     run.add_argument("--truth", type=Path, help="truth_impressions of a simulated world")

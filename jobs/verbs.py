@@ -15,6 +15,7 @@ from dynamix.errors import InputError
 from dynamix.features.instants import day_sql
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.audit import audit
+from dynamix.jobs.bundle import bundle
 from dynamix.jobs.context import Run, StepResult, new_run_id
 from dynamix.jobs.explain import explain
 from dynamix.jobs.forget import forget, refuse_wrong_call
@@ -77,6 +78,8 @@ def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:
             allow_empty=arguments.allow_empty,
             rebuild=arguments.rebuild,
         )
+    if verb == "bundle":
+        return bundle(run, out=arguments.out, model=arguments.model)
     if verb == "plan":
         return plan(run, events=events)
     if verb == "report":
