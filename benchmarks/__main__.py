@@ -10,6 +10,7 @@
 `python -m benchmarks soak [--days 30] [--users 300] [--folder F] [--minutes 20]` lives a month day by day, with crashes.
 `python -m benchmarks headline [--presets S1] [--users 3000] [--arms all]` trains masks and their rivals at equal tokens.
 `python -m benchmarks segmenters [--users 20000] [--seeds 2] [--given]` holds the segmenters' contest.
+`python -m benchmarks serving` times one request and a batch of them, by the pyfunc and by the mask bundle's reader.
 `python -m benchmarks mrmr` sets one pass of sums beside the package mrmr-selection.
 """
 
@@ -29,6 +30,7 @@ from benchmarks import (
     mrmr,
     quality,
     segmenters,
+    serving,
     soak,
     summary,
     worlds,
@@ -37,7 +39,7 @@ from benchmarks.soak_world import Plan
 
 WHAT = (
     "worlds", "summary", "kernels", "features", "gates", "drift", "quality", "increment", "segmenters", "headline",
-    "mrmr", "soak",
+    "mrmr", "serving", "soak",
 )  # fmt: skip
 
 
@@ -102,6 +104,9 @@ def main() -> int:
         segmenters.main(
             users=options.users, seeds=int(options.seeds or 2), events=levels, by_rule=not options.given
         )
+        return 0
+    if options.what == "serving":
+        serving.main()
         return 0
     if options.what == "mrmr":
         mrmr.main()
