@@ -9,7 +9,9 @@ from typing import Any
 
 from dynamix.redaction import without_secrets
 
-_NAMES = re.compile(r"TOKEN(?!S|IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|USER_KEY", re.IGNORECASE)
+_NAMES = re.compile(
+    r"TOKEN(?!S|IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|USER_KEY", re.IGNORECASE
+)
 _LEAST = 6
 """Characters of a value at least: a shorter one may be any word of a sentence."""
 
