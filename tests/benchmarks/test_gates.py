@@ -199,9 +199,9 @@ SHOWS = {
     "dwell only": 16_000,
     "habit of the same window": 16_000,
     "no second look at a copy": 12_000,
-    "each stream alone": 12_000,
-    "no floor of positives": 2_000,
-    "no floor for cold users": 6_000,
+    "each stream alone": 20_000,
+    "no floor of positives": 6_000,
+    "no floor for cold users": 8_000,
 }
 """Users with which a variant shows itself."""
 
