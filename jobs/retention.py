@@ -7,13 +7,16 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from dynamix.contracts import EVENTS_QUARANTINE, TRAINING_ROWS
-from dynamix.errors import EnvironmentTrouble
+from dynamix.errors import ConfigError, EnvironmentTrouble
+from dynamix.features.sql_text import delta_at
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.baseline import stored_mark
 from dynamix.models.registry import CHALLENGER, CHAMPION, RANKER, Registry, find
 
 KEEP_HOURS = 168
 """Delta's own default: readers and writers that are under way need the files of the last days."""
+LOG_HOURS = 720
+"""Delta's own default for the log, which must reach as far back as the files do: an entry without files is no version."""
 
 
 def pinned_versions(warehouse: Warehouse, registry: Registry) -> dict[str, set[int]]:
@@ -52,3 +55,23 @@ def keep_hours(
         overwritten = min((time for v, time in commits.items() if v > version), default=now)
         hours = max(hours, math.ceil((now - overwritten).total_seconds() / 3600) + 1)
     return hours
+
+
+def refuse_short(hours: int) -> None:
+    """ConfigError (exit 2) below KEEP_HOURS: a job under way could lose files that it needs (docs/faults.md 28)."""
+    if hours < KEEP_HOURS:
+        raise ConfigError(
+            f"keep_hours {hours} is shorter than Delta's own retention; allowed: {KEEP_HOURS} or more. To erase users at "
+            "once run `dynamix forget`"
+        )
+
+
+def retention_sql(path: str, hours: int) -> str:
+    """Statement that makes removed files of a Delta folder stay for `hours`, and the log as long.
+
+    As properties of the table: since Delta 4 VACUUM ignores the hours that it is given, and time travel ends with them.
+    """
+    refuse_short(hours)
+    files = f"'delta.deletedFileRetentionDuration' = 'interval {hours} hours'"
+    log = f"'delta.logRetentionDuration' = 'interval {max(hours, LOG_HOURS)} hours'"
+    return f"ALTER TABLE {delta_at(path)} SET TBLPROPERTIES ({files}, {log})"

@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 
 from delta.tables import DeltaTable
 
-from dynamix.features.sql_text import delta_at
 from dynamix.features.tables import WRITERS, Warehouse
-from dynamix.jobs.retention import keep_hours, pinned_versions
+from dynamix.jobs.retention import keep_hours, pinned_versions, refuse_short, retention_sql
 from dynamix.jobs.session import get_spark
 from dynamix.models.registry import Registry
 
@@ -20,6 +19,7 @@ dbutils.widgets.text("warehouse", "demo/full/warehouse", "directory of the table
 dbutils.widgets.text("keep_hours", "168", "hours of removed files to keep at least")  # noqa: F821
 warehouse = Warehouse(dbutils.widgets.get("warehouse"))  # noqa: F821
 least = int(dbutils.widgets.get("keep_hours"))  # noqa: F821
+refuse_short(least)
 spark = get_spark("dynamix-maintenance")
 
 # COMMAND ----------
@@ -43,18 +43,14 @@ for name in (name for name in WRITERS if warehouse.exists(spark, name)):
 
 # MAGIC %md
 # MAGIC ## Compact and remove
-# MAGIC The log must reach as far back as the files do, else a pinned version has files and no entry.
+# MAGIC VACUUM follows the table's own retention and ignores hours that it is given, so the hours become a property.
+# MAGIC The log reaches as far back as the files do, else a pinned version has files and no entry.
 
 # COMMAND ----------
 
-LOG_DAYS = 30  # Delta's default
 for name, kept in hours.items():
+    spark.sql(retention_sql(warehouse.path(name), kept))
     table = DeltaTable.forPath(spark, warehouse.path(name))
-    if kept > 24 * LOG_DAYS:
-        spark.sql(
-            f"ALTER TABLE {delta_at(warehouse.path(name))} SET TBLPROPERTIES "
-            f"('delta.logRetentionDuration' = 'interval {kept} hours')"
-        )
     table.optimize().executeCompaction()
-    table.vacuum(kept)
+    table.vacuum()
     print(f"{name}: compacted, files removed more than {kept} hours ago deleted")

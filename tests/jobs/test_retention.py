@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import runpy
+import shutil
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from delta.tables import DeltaTable
 from pyspark.sql import SparkSession
 
 from dynamix.contracts import STREAMS
-from dynamix.errors import EnvironmentTrouble
+from dynamix.errors import ConfigError, EnvironmentTrouble
+from dynamix.features.table_files import data_files
 from dynamix.features.tables import Warehouse
 from dynamix.jobs import retention
 from dynamix.jobs.frames import table_frame
-from dynamix.jobs.retention import KEEP_HOURS, keep_hours
+from dynamix.jobs.retention import KEEP_HOURS, keep_hours, retention_sql
 from dynamix.models.registry import Registry, Version
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -81,34 +85,72 @@ class Widgets:
         return self.given[name]
 
 
-CHECK = "spark.databricks.delta.retentionDurationCheck.enabled"
+def _maintain(root: Path, *, least: int) -> None:
+    """The maintenance page, run on the warehouse."""
+    page = PROJECT / "notebooks" / "databricks" / "maintenance.py"
+    widgets = Widgets(warehouse=str(root), keep_hours=str(least))
+    runpy.run_path(str(page), init_globals={"dbutils": SimpleNamespace(widgets=widgets)})
+
+
+def _aged(source: Path, target: Path, *, hours: int) -> None:
+    """A copy of the warehouse in which everything was written and removed so many hours ago."""
+    then = time.time() - hours * 3600
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.crc"))
+    for commit in target.glob("*/_delta_log/*.json"):
+        actions = [json.loads(line) for line in commit.read_text(encoding="utf-8").splitlines()]
+        for action in actions:
+            if "remove" in action:
+                action["remove"]["deletionTimestamp"] = int(then * 1000)
+        commit.write_text("".join(f"{json.dumps(action)}\n" for action in actions), encoding="utf-8")
+    for path in (path for path in target.rglob("*") if path.is_file()):
+        os.utime(path, (then, then))
+
+
+@pytest.fixture
+def overwritten(spark: SparkSession, tmp_path: Path) -> Warehouse:
+    """Table `streams`, 300 hours old: commit 0 creates it, 1 writes a row, 2 overwrites it."""
+    warehouse = Warehouse(tmp_path / "new")
+    for name in ("shop/view", "shop/buy"):
+        row = {
+            "stream_id": 0, "stream": name, "first_seen": datetime(2026, 1, 1, tzinfo=UTC),
+            "is_conversion": False, "has_dwell": True,
+        }  # fmt: skip
+        warehouse.replace(spark, STREAMS, table_frame(spark, STREAMS, [row]))
+    _aged(tmp_path / "new", tmp_path / "W", hours=300)
+    return Warehouse(tmp_path / "W")
+
+
+def _rows(spark: SparkSession, warehouse: Warehouse, version: int | None) -> list[str]:
+    """Streams of a version (None: the newest), whose files must be there."""
+    warehouse.files(spark, STREAMS.name, version=version, where="true")
+    return [row["stream"] for row in warehouse.read(spark, STREAMS.name, version=version).collect()]
 
 
 @pytest.mark.spark
-def test_the_notebook_vacuums_with_the_hours_of_the_pins(
-    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_fault_28_a_retention_shorter_than_deltas_is_refused_and_pins_lengthen_it(
+    spark: SparkSession, overwritten: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a floor version 0, overwritten a moment ago, gets the begun hour and one to spare."""
-    warehouse = Warehouse(tmp_path)
-    row = {
-        "stream_id": 0, "stream": "shop/view", "first_seen": datetime(2026, 1, 1, tzinfo=UTC),
-        "is_conversion": False, "has_dwell": True,
-    }  # fmt: skip
-    warehouse.replace(spark, STREAMS, table_frame(spark, STREAMS, [row]))  # commit 0 creates, commit 1 writes
-    vacuumed = []
-    vacuum = DeltaTable.vacuum
+    """The protection taken away, no pin, the same maintenance loses version 1, which the next reader is told."""
+    monkeypatch.setattr(retention, "pinned_versions", lambda warehouse, registry: {"streams": {1}})
+    files = data_files(Path(overwritten.path(STREAMS.name)))
+    with pytest.raises(ConfigError, match="keep_hours 2 is shorter than Delta's own retention") as refused:
+        _maintain(overwritten.root, least=2)
+    assert (refused.value.exit_code, data_files(Path(overwritten.path(STREAMS.name)))) == (2, files)
+    _maintain(overwritten.root, least=KEEP_HOURS)  # 300 hours are more than those
+    assert _rows(spark, overwritten, 1) == ["shop/view"]
+    monkeypatch.setattr(retention, "pinned_versions", lambda warehouse, registry: {})
+    _maintain(overwritten.root, least=KEEP_HOURS)
+    with pytest.raises(EnvironmentTrouble, match="'streams' version 1"):
+        _rows(spark, overwritten, 1)
+    assert _rows(spark, overwritten, None) == ["shop/buy"]
 
-    def noted(table: DeltaTable, hours: float) -> object:
-        vacuumed.append(hours)
-        return vacuum(table, hours)
 
-    monkeypatch.setattr(DeltaTable, "vacuum", noted)
-    monkeypatch.setattr(retention, "pinned_versions", lambda warehouse, registry: {"streams": {0}})
-    page = PROJECT / "notebooks" / "databricks" / "maintenance.py"
-    widgets = Widgets(warehouse=str(tmp_path), keep_hours="0")
-    spark.conf.set(CHECK, "false")
-    try:
-        runpy.run_path(str(page), init_globals={"dbutils": SimpleNamespace(widgets=widgets)})
-    finally:
-        spark.conf.unset(CHECK)
-    assert vacuumed == [2]
+def test_the_log_stays_as_long_as_the_files() -> None:
+    assert "'interval 168 hours', 'delta.logRetentionDuration' = 'interval 720 hours'" in retention_sql(
+        "W/t", 168
+    )
+    assert "'interval 900 hours', 'delta.logRetentionDuration' = 'interval 900 hours'" in retention_sql(
+        "W/t", 900
+    )
+    with pytest.raises(ConfigError, match="keep_hours 167"):
+        retention_sql("W/t", 167)
