@@ -33,6 +33,7 @@ _KILLED_INGEST = (
 _REGISTRY = "tests/faults/test_registry.py::test_fault_"
 _PROTECTIONS = "tests/faults/test_protections.py::test_fault_"
 _STATISTICS = "tests/faults/test_statistics.py::test_fault_"
+_MEMORY = "tests/models/test_memory.py::test_fault_38_"
 _BAD = "tests/features/test_bad_input.py::test_fault_"
 _EVENTS = "tests/features/test_events.py::test_"
 _EACH_REASON = f"{_EVENTS}each_bad_row_has_its_reason"
@@ -208,6 +209,9 @@ FAULTS: dict[int, Fault] = {
             f"{_WRITERS}28_readers_of_a_version_keep_it",
             "tests/features/test_tables.py::test_compaction_makes_a_version_but_no_change_of_rows",
         ),
+        (
+            "tests/jobs/test_retention.py::test_fault_28_a_retention_shorter_than_deltas_is_refused_and_pins_lengthen_it",
+        ),
     ),
     29: Fault(
         "disk full, worker lost",
@@ -272,7 +276,13 @@ FAULTS: dict[int, Fault] = {
     ),
     38: Fault(
         "no GPU, or out of memory",
-        ("tests/models/test_train.py::test_cuda_that_is_absent_is_an_environment_trouble",),
+        (
+            "tests/models/test_train.py::test_cuda_that_is_absent_is_an_environment_trouble",
+            f"{_MEMORY}a_batch_that_does_not_fit_goes_through_in_pieces_to_the_same_weights",
+            f"{_MEMORY}the_same_shortage_gives_the_same_bits",
+            f"{_MEMORY}where_even_few_rows_do_not_fit_the_way_out_is_named",
+        ),
+        (f"{_MEMORY}without_the_weight_of_the_whole_batch_the_pieces_would_train_another_model",),
     ),
     39: Fault("loss not finite", ("tests/models/test_train.py::test_a_loss_that_is_not_finite_stops",)),
     40: Fault(
