@@ -46,7 +46,7 @@ def test_weights_that_are_a_pickle_of_anything_are_refused_and_not_run(
     if form == "torch":
         torch.save({**ranker.state_dict(), "extra": Evil(mark)}, folder / STATE)
     elif form == "plain":
-        (folder / STATE).write_bytes(pickle.dumps(Evil(mark)))
+        (folder / STATE).write_bytes(pickle.dumps(Evil(mark), protocol=2))
     else:
         (folder / STATE).write_bytes((folder / STATE).read_bytes()[:200])
     with pytest.raises(EnvironmentTrouble, match=r"state\.pt is torn or holds more than weights") as refused:
