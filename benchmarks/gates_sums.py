@@ -124,7 +124,8 @@ def statistics_of(total: Sums, streams: tuple[str, ...]) -> Statistics:
         (segment, HEAD, half): GramSums.unpack(total.together[segment, half])
         for segment, half in np.argwhere(total.together[..., 0] > 0).tolist()
     }
-    return Statistics(found, (HEAD,), together, {name: f for f, name in enumerate(streams)})
+    place = {name: f for f, name in enumerate(streams)}
+    return Statistics(found, (HEAD,), together, place, recency=recency_of(total, streams).sums)
 
 
 def recency_of(total: Sums, streams: tuple[str, ...]) -> RecencyStatistics:

@@ -52,7 +52,9 @@ def unpacked(
         elif stream in listed:
             sums[segment, listed[stream], label, half, int(r["window"])] = CellSums.unpack(r["sums"])
     place = {name: i for i, name in listed.items()}
-    return Statistics(sums, heads, together, place, settings), RecencyStatistics(by_recency, heads)
+    return Statistics(sums, heads, together, place, settings, by_recency), RecencyStatistics(
+        by_recency, heads
+    )
 
 
 def stat_rows(measured: Measured, given: str) -> list[dict[str, Any]]:

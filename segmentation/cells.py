@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, TypeVar
 
 from dynamix.features.gram import GramSums
+from dynamix.features.recency import RecencySums
 from dynamix.features.relevance import WHOLE, CellSums
 
 Cell = tuple[int, str]
@@ -49,6 +50,7 @@ class Statistics:
 
     sums: by (segment, stream), label, half (0, 1) and window (WHOLE, 0, 1, 2, WITHIN, BETWEEN); labels are the heads
     and, of WHOLE, their `settings`. together: by segment, head and half, over all streams; place: stream -> its id there.
+    recency: by (segment, stream), head and half, of a stream's events by bucket of recency.
     """
 
     sums: Mapping[tuple[int, str, str, int, int], CellSums]
@@ -56,6 +58,7 @@ class Statistics:
     together: Mapping[tuple[int, str, int], GramSums] = field(default_factory=dict)
     place: Mapping[str, int] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
+    recency: Mapping[tuple[int, str, str, int], RecencySums] = field(default_factory=dict)
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -64,6 +67,10 @@ class Statistics:
     def of(self, cell: Cell, head: str, *, half: int = BOTH, window: int = WHOLE) -> CellSums | None:
         """Sums of one cell; both halves added when `half` is BOTH. None where there is no impression."""
         return of_halves(half, lambda h: self.sums.get((*cell, head, h, window)))
+
+    def by_recency(self, cell: Cell, head: str) -> RecencySums | None:
+        """Sums of one cell by bucket of recency, both halves added; None where there are none."""
+        return of_halves(BOTH, lambda h: self.recency.get((*cell, head, h)))
 
     def by_cell(self, head: str, *, half: int = BOTH) -> dict[Cell, CellSums]:
         """Sums of every cell that has any under this head."""
@@ -86,7 +93,12 @@ class Statistics:
         A user who changed segment counts as one cluster per segment, which leaves the variance a little low.
         """
         return Statistics(
-            in_one_segment(self.sums), self.heads, in_one_segment(self.together), self.place, self.settings
+            in_one_segment(self.sums),
+            self.heads,
+            in_one_segment(self.together),
+            self.place,
+            self.settings,
+            in_one_segment(self.recency),
         )
 
 

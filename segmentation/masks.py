@@ -18,11 +18,11 @@ from dynamix.segmentation.bounds import cell_budget, of_entropy, support_needed
 from dynamix.segmentation.cells import BOTH, Cell, Statistics
 from dynamix.segmentation.certify import Joint, joint_bound, losses
 from dynamix.segmentation.effects import Curvature, Effect, curvature, effect, shrink
-from dynamix.segmentation.robustness import Bounds, Flip, flip, lies_between_users
+from dynamix.segmentation.robustness import Bounds, Flip, flip, lies_between_users, shown_by_recency
 from dynamix.segmentation.selection import carrier
 
 Z95 = 1.645
-EFFECT_RULES = ("block", "equivalence", "curvature", "windows")
+EFFECT_RULES = ("block", "equivalence", "curvature", "windows", "recency")
 MIN_STREAMS = 1
 """k_min: the most relevant streams of a segment that always stay."""
 REDUNDANT = "redundant: "
@@ -212,9 +212,11 @@ def examine(
         bend = curvature(sums[cell], deff=effects[cell].deff)
         share = sums[cell].tokens / tokens[cell[0]] if tokens[cell[0]] else 0.0
         limit = cell_budget(effects[cell].rate, config.delta)
+        aged = statistics.by_recency(cell, head)
         checks = _checks(
             effects[cell], bend, float(mean), float(sd), sums[cell], share, config,
             contradictions(statistics, cell, head, limit), cell[1] in protection.protected,
+            shown_by_recency(aged) if aged is not None else 0.0,
         )  # fmt: skip
         found[cell] = Evidence(effects[cell], bend, float(mean), float(sd), checks)
     return found
@@ -222,7 +224,7 @@ def examine(
 
 def _checks(
     e: Effect, bend: Curvature, mean: float, sd: float, sums: CellSums, share: float, config: MaskConfig,
-    against: int, protected: bool,
+    against: int, protected: bool, by_recency: float,
 ) -> tuple[Check, ...]:  # fmt: skip
     budget = cell_budget(e.rate, config.delta)
     needed = support_needed(config.delta, e.deff, support=config.support)
@@ -237,6 +239,7 @@ def _checks(
         Check("block", e.ucb, budget, e.ucb <= budget),
         Check("equivalence", worst, config.delta, worst < config.delta),
         Check("windows", float(against), 1.0, against <= 1),
+        Check("recency", by_recency, budget, by_recency <= budget),
     )
 
 
@@ -298,6 +301,11 @@ def _say(
             f"non-monotone: squared dwell explains {100 * e.curvature.relevance:.3f} % of H, at least "
             f"{100 * e.curvature.lcb:.3f} %; {numbers}"
         )
+    if (aged := failed.get("recency")) is not None and "block" not in failed:
+        return (
+            "keep",
+            f"by recency: its newer and older events apart explain at least {aged.value:.3%} of H; {numbers}",
+        )
     if x.lcb > 0:
         return "keep", _why_kept(x, numbers, head, lies_between_users(statistics, cell, head, config))
     return "undecided", _why_not(failed, cell, found.joint, numbers, config)
@@ -332,6 +340,7 @@ def _why_not(failed: Mapping[str, Check], cell: Cell, joint: Joint, numbers: str
         "block": "may matter: up to {v:.3%} of H, budget {limit:.3%}",
         "equivalence": "dwell may matter: effect up to {v:.3f} log-odds per SD, limit {limit:.3f}",
         "windows": "relevant in {v:.0f} of 3 windows, at most {limit:.0f}",
+        "recency": "by recency at least {v:.3%} of H, budget {limit:.3%}",
         "beside": "may matter beside other streams: up to {v:.3%} of H, budget {limit:.3%}",
     }
     for rule, text in texts.items():

@@ -15,10 +15,11 @@ import numpy as np
 from dynamix.config import MaskConfig
 from dynamix.contracts import CHANNELS
 from dynamix.features.conversions import served_head, setting_label
+from dynamix.features.recency import SHARED, WIDTH, RecencySums
 from dynamix.features.relevance import BETWEEN, WITHIN, CellSums
 from dynamix.segmentation.bounds import cell_budget, of_entropy, support_needed
 from dynamix.segmentation.cells import Cell, Statistics
-from dynamix.segmentation.effects import block_test, moments
+from dynamix.segmentation.effects import block_test, given_rest, moments
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,16 @@ def bounds(sums: CellSums, config: MaskConfig) -> Bounds:
         scale * block.estimate, scale * block.lower(), scale * block.upper(), cell_budget(rate, config.delta),
         sums.with_stream >= support_needed(config.delta, deff, support=config.support),
     )  # fmt: skip
+
+
+def shown_by_recency(sums: RecencySums) -> float:
+    """Lower bound of what a stream explains by bucket of recency, given what all streams share; fraction of H.
+
+    A cell's exposure is one mean over its kept events: what its newest few alone tell is thin there (A.8).
+    """
+    shared, own = np.arange(SHARED), np.arange(SHARED, WIDTH)
+    block, _ = block_test(*given_rest(sums, own, shared), sums.w)
+    return of_entropy(sums.n, sums.positives) * block.lower()
 
 
 @dataclass(frozen=True)

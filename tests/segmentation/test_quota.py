@@ -205,3 +205,21 @@ def test_sums_add_up_and_keep_their_shape() -> None:
     np.testing.assert_allclose(pooled.of((0, "s0"), HEAD).pack(), 2 * both.pack())  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=f"allowed: {SIZE}"):
         RecencySums.unpack(np.zeros(SIZE - 1))
+
+
+def test_what_only_the_newest_events_tell_keeps_a_stream_that_looks_negligible_as_a_whole() -> None:
+    """The mean over some 67 dwells thins the effect of the newest three to a twentieth."""
+    config = MaskConfig(delta=0.20, ne_budget=0.005)
+    found, by_recency = world(3, 0.28, users=20_000, events=90)
+    strong = world(90, 1.0, users=20_000, events=90)[0]  # so that the other is not the most relevant
+    sums = {(g, "strong", *rest): own for (g, f, *rest), own in strong.sums.items() if f == "s0"}
+    sums |= found.sums
+
+    def verdict(recency: RecencyStatistics) -> Verdict:
+        statistics = replace(found, sums=sums, recency=recency.sums)
+        return next(v for v in judge(statistics, config) if v.stream == "s0")
+
+    assert verdict(RecencyStatistics({}, (HEAD,))).verdict == "drop"
+    kept = verdict(by_recency)
+    assert kept.verdict == "keep" and kept.reason.startswith("by recency: ")
+    assert {c.rule for c in kept.checks if not c.passed} == {"recency"}
