@@ -132,7 +132,7 @@ def hold_gate(chapter: Chapter, base: Path) -> None:
 def test_first_becomes_champion_worse_is_refused_better_takes_over_and_back(
     tmp_path: Path, table: Callable[..., pa.Table]
 ) -> None:
-    lengths = [int(k) for k in np.random.default_rng(2).integers(0, 16, 6000)]
+    lengths = [int(k) for k in np.random.default_rng(2).integers(0, 16, 8000)]
     rows = rows_from_table(table(lengths, effect=4.0), heads=(HEAD,), item_buckets=50)
     story = Story(tmp_path, rows)
 
