@@ -28,10 +28,10 @@ SECOND_DAY = [
 
 def _ingest(spark: SparkSession, folder: Path, day: date, rows: list[tuple[str, str, str]]) -> None:
     frame = spark.createDataFrame(rows, "event_id string, ingest_ts string, item_id string")
-    made = "'u' AS user_id, 'view' AS event_type, 'feed' AS surface"
+    made = ("'u' AS user_id", "'view' AS event_type", "'feed' AS surface")
     # two rows of an event have its time
     timed = frame.selectExpr(
-        "*", made, "CASE event_id WHEN 'two' THEN '2026-01-06 10:00:00' WHEN 'b' THEN '2026-01-05 10:01:00' "
+        "*", *made, "CASE event_id WHEN 'two' THEN '2026-01-06 10:00:00' WHEN 'b' THEN '2026-01-05 10:01:00' "
         "ELSE ingest_ts END AS event_ts",
     )  # fmt: skip
     source = str(folder / "events")
