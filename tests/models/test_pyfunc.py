@@ -152,7 +152,7 @@ def test_the_command_writes_bundle_vectors_and_reader_and_says_that_the_mask_is_
     spark: SparkSession, served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = Warehouse(served.registry.private.parent)
-    with module._client(served.registry) as store:
+    with module.connected(served.registry) as store:
         store.MlflowClient().set_registered_model_alias("dynamix-ranker", "challenger", "1")
     command = ["bundle", "--warehouse", str(place.root), "--run-date", "2026-02-16"]
     unknown = told(capsys, *command)
