@@ -22,7 +22,8 @@ from dynamix.models.bundle import Origin, bundle_text
 from dynamix.models.dwells import DwellRule
 from dynamix.models.mask_reader import MaskBundle
 from dynamix.models.ranker import Ranker, RankerConfig
-from dynamix.models.registry import Registry, load_pyfunc, log_training, register_ranker
+from dynamix.models.registered import load_pyfunc
+from dynamix.models.registry import Registry, log_training, register_ranker
 from dynamix.models.segmenter import DAY_US, Segmenter
 from dynamix.models.service import RankerService, request_table, write_artefacts
 from dynamix.models.serving import Cell, Preparation, StreamScale, prepare

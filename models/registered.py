@@ -1,6 +1,8 @@
-"""Registered versions as a list, and tags that are put on them later."""
+"""Registered versions as a list, as MLflow serves them, and tags that are put on them later."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from dynamix.models.registry import Registry, Version, connected
 
@@ -17,3 +19,9 @@ def tag(registry: Registry, version: Version, key: str, value: str) -> None:
     """Set one tag of a registered version."""
     with connected(registry) as mlflow:
         mlflow.MlflowClient().set_model_version_tag(version.name, version.version, key, value)
+
+
+def load_pyfunc(registry: Registry, address: str) -> Any:
+    """The model as MLflow serves it; its `predict` takes a DataFrame of raw requests."""
+    with connected(registry) as mlflow:
+        return mlflow.pyfunc.load_model(address)

@@ -204,12 +204,6 @@ def artefact_folder(registry: Registry, address: str) -> tuple[Path, Version]:
     return Path(local) / "artifacts" / "model", Version(name, str(found.version), aliases, dict(found.tags))
 
 
-def load_pyfunc(registry: Registry, address: str) -> Any:
-    """The model as MLflow serves it; its `predict` takes a DataFrame of raw requests."""
-    with connected(registry) as mlflow:
-        return mlflow.pyfunc.load_model(address)
-
-
 def ranker_signature(heads: tuple[str, ...]) -> Any:
     """Raw request -> a probability per head and the segment_id."""
     from mlflow.models import ModelSignature

@@ -29,7 +29,8 @@ from dynamix.models.dataset import rows_from_table
 from dynamix.models.dwells import DwellRule
 from dynamix.models.mask_reader import MaskBundle, check
 from dynamix.models.ranker import Ranker
-from dynamix.models.registry import Registry, artefact_folder, load_pyfunc, log_training, register_ranker
+from dynamix.models.registered import load_pyfunc
+from dynamix.models.registry import Registry, artefact_folder, log_training, register_ranker
 from dynamix.models.segmenter import Segmenter
 from dynamix.models.service import RankerService, write_artefacts
 from dynamix.models.serving import Cell, Preparation, StreamScale
