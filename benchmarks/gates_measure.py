@@ -12,7 +12,7 @@ import numpy.typing as npt
 from benchmarks.gates_broken import SOUND, Variant
 from benchmarks.gates_loss import Loss, PlantedRows, true_loss
 from benchmarks.gates_quota import Horizons, horizons
-from benchmarks.gates_sums import Sums, planted_sums, recency_of, statistics_of, world_sums
+from benchmarks.gates_sums import Sums, planted_sums, statistics_of, world_sums
 from benchmarks.gates_world import (
     HEAD,
     START,
@@ -158,14 +158,12 @@ def measured(found: Sample, variant: Variant, config: MaskConfig) -> Measured:
     """Verdicts of the variant's rule on the sample, cell by cell beside the truth."""
     streams = found.world.streams
     statistics = statistics_of(found.sums[variant.name], streams)
-    recent = recency_of(found.sums[variant.name], streams)
     truth = None if found.planted is None else statistics_of(found.planted, streams)
     with patch.object(effects, "moments", variant.moments):
         verdicts = variant.rule(statistics, config)
         cuts = None
-        if found.planted is not None:
-            planted = recency_of(found.planted, streams)
-            cuts = horizons(found.world, (statistics, recent), planted, verdicts, config)
+        if truth is not None:
+            cuts = horizons(found.world, statistics, truth, verdicts, config)
     place = {name: f for f, name in enumerate(streams)}
     dropped = np.zeros((W.N_SEGMENTS + 1, W.N_STREAMS), bool)
     for v in verdicts:

@@ -15,7 +15,7 @@ from dynamix.segmentation.bounds import cell_budget
 from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.masks import Verdict
 from dynamix.segmentation.power import POWER, expected
-from dynamix.segmentation.quota import Quota, RecencyStatistics, Spent, quotas, tail
+from dynamix.segmentation.quota import Quota, Spent, quotas, tail
 
 ACTING = ("strong", "weak")
 
@@ -43,23 +43,24 @@ class Horizons:
 
 def horizons(
     world: W.World,
-    statistics: tuple[Statistics, RecencyStatistics],
-    truth: RecencyStatistics,
+    statistics: Statistics,
+    truth: Statistics,
     verdicts: Sequence[Verdict],
     config: MaskConfig,
 ) -> Horizons:
     """Planted and chosen horizons of every verdict's cell; `truth` is of the planted exposure and p."""
-    whole, recent = statistics
-    spent = Spent.by_drops(whole, verdicts)
+    spent = Spent.by_drops(statistics, verdicts)
     free = config.model_copy(update={"ne_budget": float("inf")})
-    chosen, alone = (_buckets(verdicts, quotas(recent, verdicts, way, spent=spent)) for way in (config, free))
+    chosen, alone = (
+        _buckets(verdicts, quotas(statistics, verdicts, way, spent=spent)) for way in (config, free)
+    )
     cells = [(v.segment_id, v.stream) for v in verdicts]
     planted = [_planted(world, cell) for cell in cells]
     decidable = [
         kind in ACTING
         and v.verdict != "drop"
         and all(c.passed for c in v.checks if c.rule == "curvature")
-        and is_decidable(cell, recent, truth, bucket, _floor(verdicts, v.segment_id, config), config)
+        and is_decidable(cell, statistics, truth, bucket, _floor(verdicts, v.segment_id, config), config)
         for v, cell, (kind, bucket) in zip(verdicts, cells, planted, strict=True)
     ]
     buckets = np.array([bucket for _, bucket in planted])
@@ -89,14 +90,14 @@ def _floor(verdicts: Sequence[Verdict], segment: int, config: MaskConfig) -> flo
 
 def is_decidable(
     cell: Cell,
-    recent: RecencyStatistics,
-    truth: RecencyStatistics,
+    statistics: Statistics,
+    truth: Statistics,
     horizon: int,
     floor: float,
     config: MaskConfig,
 ) -> bool:
     """Whether these sums can tell the horizon of a cell, as in `Horizons`; `floor`: tokens an impression of a tail."""
-    sums, planted = (of.of(cell, of.heads[0]) for of in (recent, truth))
+    sums, planted = (of.by_recency(cell, of.heads[0]) for of in (statistics, truth))
     if sums is None or planted is None:
         return False
     budget = cell_budget(sums.positives / sums.n, config.delta)

@@ -26,7 +26,6 @@ from dynamix.features.relevance import (
     thirds,
 )
 from dynamix.segmentation.cells import Statistics
-from dynamix.segmentation.quota import RecencyStatistics
 
 
 @dataclass(frozen=True)
@@ -125,15 +124,8 @@ def statistics_of(total: Sums, streams: tuple[str, ...]) -> Statistics:
         for segment, half in np.argwhere(total.together[..., 0] > 0).tolist()
     }
     place = {name: f for f, name in enumerate(streams)}
-    return Statistics(found, (HEAD,), together, place, recency=recency_of(total, streams).sums)
-
-
-def recency_of(total: Sums, streams: tuple[str, ...]) -> RecencyStatistics:
-    """The sums as `quotas` reads them; cells without an impression are left out."""
-    return RecencyStatistics(
-        {
-            (segment, streams[stream], HEAD, half): RecencySums.unpack(total.recency[segment, stream, half])
-            for segment, stream, half in np.argwhere(total.recency[..., 0] > 0).tolist()
-        },
-        (HEAD,),
-    )
+    by_recency = {
+        (segment, streams[stream], HEAD, half): RecencySums.unpack(total.recency[segment, stream, half])
+        for segment, stream, half in np.argwhere(total.recency[..., 0] > 0).tolist()
+    }
+    return Statistics(found, (HEAD,), together, place, recency=by_recency)

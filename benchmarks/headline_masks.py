@@ -23,7 +23,7 @@ from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.effects import curvature, effect, loss
 from dynamix.segmentation.masks import Protection, Verdict, judge
 from dynamix.segmentation.prior import expected_losses
-from dynamix.segmentation.quota import Quota, RecencyStatistics, Spent, quotas, tail
+from dynamix.segmentation.quota import Quota, Spent, quotas, tail
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,15 @@ class Decided:
     """What the product decides on these statistics: verdicts, and kept cells that are cut to their newest events."""
 
     statistics: Statistics
-    recency: RecencyStatistics
     verdicts: Sequence[Verdict]
     quotas: Sequence[Quota]
 
     @classmethod
-    def of(
-        cls, statistics: Statistics, recency: RecencyStatistics, config: MaskConfig, protected: Sequence[str]
-    ) -> Decided:
+    def of(cls, statistics: Statistics, config: MaskConfig, protected: Sequence[str]) -> Decided:
         verdicts = judge(statistics, config, protection=Protection(frozenset(protected)))
         spent = Spent.by_drops(statistics, verdicts)
-        cut = [] if config.length == "full" else quotas(recency, verdicts, config, spent=spent)
-        return cls(statistics, recency, verdicts, cut)
+        cut = [] if config.length == "full" else quotas(statistics, verdicts, config, spent=spent)
+        return cls(statistics, verdicts, cut)
 
     @property
     def dropped(self) -> set[Cell]:
@@ -95,7 +92,7 @@ def removal_and_quota(decided: Decided, ids: Mapping[str, int]) -> list[Cut]:
     stays, bent = decided.staying, non_monotone(decided.statistics)
     whole = {p.cell: p for p in whole_cells(decided.statistics)}
     by_cell: dict[Cell, list[Priced]] = {c: [p] for c, p in whole.items() if c not in stays | bent}
-    for p in tails(decided.recency):
+    for p in tails(decided.statistics):
         if p.cell not in bent | decided.protected and p.tokens > 0:
             by_cell.setdefault(p.cell, []).append(p)
     steps = sorted((price, cell, p.events) for cell, own in by_cell.items() for price, p in convex_steps(own))
@@ -122,12 +119,12 @@ def whole_cells(statistics: Statistics) -> list[Priced]:
     return [found[c] for c in sorted(found)]
 
 
-def tails(recency: RecencyStatistics) -> list[Priced]:
+def tails(statistics: Statistics) -> list[Priced]:
     """Every cell cut to its newest 3, 10 or 30 events, at its expected loss under the head for which it is greatest."""
     found: dict[tuple[Cell, int], Priced] = {}
-    for head in recency.heads:
-        cells = sorted({(g, f) for g, f, h, _ in recency.sums if h == head})
-        own = [(c, k, s) for c in cells if (s := recency.of(c, head)) is not None for k in range(1, BUCKETS)]
+    for head in statistics.heads:
+        found_sums = ((c, statistics.by_recency(c, head)) for c in statistics.cells)
+        own = [(c, k, s) for c, s in found_sums if s is not None for k in range(1, BUCKETS)]
         cut = [tail(s, k) for _, k, s in own]
         means = expected_losses([t.quadratic for t in cut], [s.w for _, _, s in own])[0]
         for (cell, k, _), t, mean in zip(own, cut, means, strict=True):

@@ -39,7 +39,6 @@ from dynamix.models.contest import Contest, Floats, true_p
 from dynamix.models.dataset import JaggedRows, load_rows
 from dynamix.models.hashing import hash_ids
 from dynamix.segmentation.cells import Statistics
-from dynamix.segmentation.quota import RecencyStatistics
 
 VIEWS = ("own", "tier", "shuffled")
 """Segmentations with statistics of their own: the product's, activity tiers, the product's dealt out anew to users."""
@@ -84,11 +83,11 @@ class HeadlineWorld:
     def decided(self, view: str) -> Decided:
         """The product's decision on the statistics of a view; `one` pools those of its own segments."""
         if view not in self._decided:
-            statistics, recency = load_statistics(self.folder / f"{'own' if view == 'one' else view}.npz")
+            statistics = load_statistics(self.folder / f"{'own' if view == 'one' else view}.npz")
             if view == "one":
-                statistics, recency = statistics.pooled(), recency.pooled()
+                statistics = statistics.pooled()
             protected = [name for name in self.ids if self.config.declaration(name).protected]
-            self._decided[view] = Decided.of(statistics, recency, self.config.mask, protected)
+            self._decided[view] = Decided.of(statistics, self.config.mask, protected)
         return self._decided[view]
 
     @cached_property
@@ -171,7 +170,7 @@ def keep_all_files(run: Run, segments: DataFrame) -> list[str]:
 
 def store_statistics(path: Path, measured: Measured) -> None:
     """All sums of one view as packed vectors with their keys."""
-    statistics, recency = measured.statistics, measured.recency
+    statistics = measured.statistics
     np.savez_compressed(
         path,
         keys=json.dumps([list(k) for k in statistics.sums]),
@@ -180,13 +179,13 @@ def store_statistics(path: Path, measured: Measured) -> None:
         together=np.array([s.pack() for s in statistics.together.values()]),
         place=json.dumps(dict(statistics.place)),
         settings=json.dumps(statistics.settings),
-        recency_keys=json.dumps([list(k) for k in recency.sums]),
-        recency=np.stack([s.pack() for s in recency.sums.values()]),
+        recency_keys=json.dumps([list(k) for k in statistics.recency]),
+        recency=np.stack([s.pack() for s in statistics.recency.values()]),
         heads=json.dumps(statistics.heads),
     )
 
 
-def load_statistics(path: Path) -> tuple[Statistics, RecencyStatistics]:
+def load_statistics(path: Path) -> Statistics:
     """What `store_statistics` has stored."""
     with np.load(path) as found:
         heads = tuple(json.loads(str(found["heads"])))
@@ -199,7 +198,7 @@ def load_statistics(path: Path) -> tuple[Statistics, RecencyStatistics]:
         keys = json.loads(str(found["together_keys"]))
         together = {tuple(k): GramSums.unpack(v) for k, v in zip(keys, found["together"], strict=True)}
         place, settings = json.loads(str(found["place"])), tuple(json.loads(str(found["settings"])))
-    return Statistics(sums, heads, together, place, settings), RecencyStatistics(recent, heads)
+    return Statistics(sums, heads, together, place, settings, recent)
 
 
 def load(place: Path, *, max_rows: int) -> HeadlineWorld:

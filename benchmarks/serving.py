@@ -18,13 +18,14 @@ import pandas as pd
 import torch
 
 from dynamix.contracts import N_DWELL_BINS
+from dynamix.features.calendar import DAY_US
 from dynamix.models.bundle import Origin, bundle_text
 from dynamix.models.dwells import DwellRule
 from dynamix.models.mask_reader import MaskBundle
 from dynamix.models.ranker import Ranker, RankerConfig
 from dynamix.models.registered import load_pyfunc
 from dynamix.models.registry import Registry, log_training, register_ranker
-from dynamix.models.segmenter import DAY_US, Segmenter
+from dynamix.models.segmenter import Segmenter
 from dynamix.models.service import RankerService, request_table, write_artefacts
 from dynamix.models.serving import Cell, Preparation, StreamScale, prepare
 from dynamix.models.trunks.din import TrunkConfig

@@ -17,13 +17,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from dynamix.features.calendar import DAY_US
 from dynamix.features.simulate import CONFIG, simulate
 from dynamix.features.sources.output import TIMESTAMP, write_config
 
 START = date(2026, 1, 5)
 BOT = "bot"
 NEW_COLUMN = "app_version"
-DAY_US = 86_400_000_000
 _SECOND_US, _HOUR_US = 1_000_000, 3_600_000_000
 _BOT_PAUSE_US = 60 * _SECOND_US
 

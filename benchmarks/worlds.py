@@ -178,11 +178,11 @@ def lengths(
 ) -> Lengths:  # fmt: skip
     """What the quotas are against the planted horizons; shares are NaN where no cell can be judged."""
     spent = Spent.by_drops(measured.statistics, verdicts)
-    cuts = quotas(measured.recency, verdicts, config, spent=spent)
+    cuts = quotas(measured.statistics, verdicts, config, spent=spent)
     chosen = {(q.segment_id, q.stream): EDGES.index(q.events) + 1 for q in cuts}
     steps = []
     for v in verdicts:
-        sums = measured.recency.of((v.segment_id, v.stream), v.head)
+        sums = measured.statistics.by_recency((v.segment_id, v.stream), v.head)
         horizon = horizons.get((planted.get(v.segment_id, 0), v.stream))
         if v.verdict == "drop" or sums is None or horizon is None:
             continue

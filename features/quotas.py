@@ -15,6 +15,7 @@ NO_LIMIT = np.iinfo(np.int32).max
 BOTH_TIERS = "*"
 
 Ints = npt.NDArray[np.int64]
+_ACTIVE_FIRST = TIERS.index("active"), TIERS.index("passive")
 
 
 def quota_table(
@@ -34,6 +35,24 @@ def quota_table(
             tiers = slice(None) if tier == BOTH_TIERS else TIERS.index(tier)
             table[segment, tiers, stream_ids[stream]] = quota
     return table
+
+
+def limits_of(
+    quotas: npt.NDArray[np.int32],
+    segment: Ints,
+    active: npt.NDArray[np.integer],
+    stream: Ints,
+    holdout: npt.NDArray[np.bool_],
+) -> Ints:
+    """Limit (N,) of each event from a `quota_table`; segment, active (1) or passive (0), stream and hold-out are (N,).
+
+    Hold-out users, and segments or streams outside the table, have NO_LIMIT (docs/method.md A.9).
+    """
+    limit = np.full(len(stream), NO_LIMIT, np.int64)
+    listed = (segment >= 0) & (segment < quotas.shape[0]) & (stream < quotas.shape[2])
+    at = np.flatnonzero(~holdout & listed)
+    limit[at] = quotas[segment[at], np.where(active[at] > 0, *_ACTIVE_FIRST), stream[at]]
+    return limit
 
 
 def from_newest(cell: Ints) -> Ints:

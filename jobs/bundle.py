@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 
 from dynamix.contracts import MASKS
 from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.files import write_whole
 from dynamix.jobs.score import default_model
 from dynamix.models import mask_reader
 from dynamix.models.bundle import Origin, bundle_text, golden_vectors, mask_note, mask_status
@@ -38,8 +39,8 @@ def bundle(
     text = bundle_text(preparation, origin)
     place = out or run.warehouse.private / "bundle"
     place.mkdir(parents=True, exist_ok=True)
-    _write(place / BUNDLE, text)
-    _write(place / GOLDEN, json.dumps(golden_vectors(preparation)))
+    write_whole(place / BUNDLE, text)
+    write_whole(place / GOLDEN, json.dumps(golden_vectors(preparation)))
     shutil.copy(mask_reader.__file__, place / Path(mask_reader.__file__).name)
     note = mask_note(preparation, status)
     size = len(text.encode())
@@ -58,10 +59,3 @@ def _status(run: Run, version: str) -> str | None:
     found = run.warehouse.read(run.spark, MASKS.name).where(F.col("mask_version") == version)
     row = found.select("status").limit(1).collect()
     return str(row[0]["status"]) if row else None
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    draft = path.with_name(f"{path.name}.new")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

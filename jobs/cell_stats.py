@@ -15,7 +15,6 @@ from dynamix.features.recency import RecencySums
 from dynamix.features.relevance import BY_RECENCY, TOGETHER, CellSums
 from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.effects import effect
-from dynamix.segmentation.quota import RecencyStatistics
 from dynamix.segmentation.robustness import slopes_apart
 
 TIER = "*"
@@ -26,7 +25,6 @@ class Measured:
     """Statistics of one segment version with names beside the ids."""
 
     statistics: Statistics
-    recency: RecencyStatistics
     segment_version: str
     names: Mapping[int, str]
     streams: tuple[str, ...]
@@ -35,7 +33,7 @@ class Measured:
 
 def unpacked(
     rows: Sequence[Row], listed: Mapping[int, str], *, heads: tuple[str, ...], settings: tuple[str, ...]
-) -> tuple[Statistics, RecencyStatistics]:
+) -> Statistics:
     """Statistics from rows of `cell_sums`; streams whose id is not `listed` (id -> stream) are left out."""
     sums, by_recency, together = {}, {}, {}
     for r in rows:
@@ -52,9 +50,7 @@ def unpacked(
         elif stream in listed:
             sums[segment, listed[stream], label, half, int(r["window"])] = CellSums.unpack(r["sums"])
     place = {name: i for i, name in listed.items()}
-    return Statistics(sums, heads, together, place, settings, by_recency), RecencyStatistics(
-        by_recency, heads
-    )
+    return Statistics(sums, heads, together, place, settings, by_recency)
 
 
 def stat_rows(measured: Measured, given: str) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pyspark.sql import functions as F
 from dynamix.contracts import EVENTS, SEGMENTS
 from dynamix.features.drift import Profile, compare, profile, profile_rows
 from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.files import write_whole
 from dynamix.jobs.opt_out import without_opted_out
 
 BASELINE = "baseline-events.json"
@@ -83,7 +83,4 @@ def _stored(path: Path, definition: str) -> dict[str, Any] | None:
 
 def _store(path: Path, head: dict[str, Any], first: Profile) -> None:
     """All or nothing: a run that is killed meanwhile leaves the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(head | {"profile": first.to_json()}, indent=1), encoding="utf-8")
-    os.replace(fresh, path)
+    write_whole(path, json.dumps(head | {"profile": first.to_json()}, indent=1))

@@ -16,6 +16,8 @@ from pathlib import Path
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from dynamix.jobs.files import write_whole
+
 FILE = "forgotten.json"
 
 
@@ -55,8 +57,5 @@ def load_forgotten(private: Path) -> Forgotten:
 
 def store_forgotten(private: Path, forgotten: Forgotten) -> None:
     """Replace the stored file as a whole."""
-    private.mkdir(parents=True, exist_ok=True)
-    draft = private / f"{FILE}.new"
     tree = {"salt": forgotten.salt, "hashes": sorted(forgotten.hashes)}
-    draft.write_text(json.dumps(tree), encoding="utf-8")
-    draft.replace(private / FILE)
+    write_whole(private / FILE, json.dumps(tree))

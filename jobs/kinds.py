@@ -15,6 +15,7 @@ from dynamix.features.calendar import Calendar, Period
 from dynamix.features.kinds import SessionKinds, conversion_names, fit_kinds, label_sessions
 from dynamix.features.sessions import session_features
 from dynamix.jobs.context import Run
+from dynamix.jobs.files import write_whole
 
 SAMPLE = 5_000
 """Sessions that kinds are fitted on: those of the least hash of their id."""
@@ -38,10 +39,7 @@ def cycle_kinds(
         baseline_version=calendar.baseline_version,
     )
     if kinds is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".new")
-        draft.write_text(kinds.to_json(), encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, kinds.to_json())
     return kinds
 
 

@@ -43,7 +43,7 @@ from dynamix.segmentation.effects import Effect
 from dynamix.segmentation.given import Rates, fit_given
 from dynamix.segmentation.life import keep_restored
 from dynamix.segmentation.masks import Check, Protection, Verdict, judge
-from dynamix.segmentation.quota import Quota, RecencyStatistics, Spent, quotas
+from dynamix.segmentation.quota import Quota, Spent, older, quotas
 from dynamix.segmentation.rules import global_verdicts, keep_everything, random_verdicts
 
 
@@ -132,7 +132,7 @@ def _decide(config: Config, measured: Measured, watched: Watched) -> Decision:
         drawn = random_verdicts(verdicts, statistics, seed=config.mask.seed, protection=protection)
         return Decision(drawn, {}, "proposed")
     verdicts = keep_restored(verdicts, watched.restored)
-    cuts = _cuts(config, measured.recency, statistics, verdicts)
+    cuts = _cuts(config, statistics, verdicts)
     return Decision(verdicts, {c: cut for c, cut in cuts.items() if c not in watched.restored}, "proposed")
 
 
@@ -140,23 +140,21 @@ def _one_mask(config: Config, measured: Measured, status: str) -> Decision:
     """The same verdict and cut for every segment, from all users together."""
     pooled = measured.statistics.pooled()
     verdicts = judge(pooled, config.mask, protection=_protection(config, measured.streams))
-    cuts = _cuts(config, measured.recency.pooled(), pooled, verdicts)
+    cuts = _cuts(config, pooled, verdicts)
     own = {
-        cell: replace(cut, segment_id=cell[0], tokens=measured.recency.older(cell, cut.events))
+        cell: replace(cut, segment_id=cell[0], tokens=older(measured.statistics, cell, cut.events))
         for cell in measured.statistics.cells
         if (cut := cuts.get((0, cell[1]))) is not None
     }
     return Decision(global_verdicts(verdicts, measured.statistics.cells), own, status)
 
 
-def _cuts(
-    config: Config, recency: RecencyStatistics, statistics: Statistics, verdicts: Sequence[Verdict]
-) -> dict[Cell, Quota]:
+def _cuts(config: Config, statistics: Statistics, verdicts: Sequence[Verdict]) -> dict[Cell, Quota]:
     """Kept cells whose older part goes."""
     if config.mask.length == "full":
         return {}
     spent = Spent.by_drops(statistics, verdicts)
-    return {(q.segment_id, q.stream): q for q in quotas(recency, verdicts, config.mask, spent=spent)}
+    return {(q.segment_id, q.stream): q for q in quotas(statistics, verdicts, config.mask, spent=spent)}
 
 
 def measure(
@@ -195,9 +193,9 @@ def measure(
         given=prediction, thirds_us=thirds(calendar), run_date_us=since_1970(midnight(run.run_date)),
         lengths=stream_lengths(ids, config), untimed=untimed, others=plain, together=together,
     ).collect()  # fmt: skip
-    statistics, recency = unpacked(table, listed, heads=heads, settings=scan.settings)
+    statistics = unpacked(table, listed, heads=heads, settings=scan.settings)
     end = (calendar.statistics.end - timedelta(microseconds=1)).date() + timedelta(days=1)
-    return Measured(statistics, recency, version, names, tuple(sorted(listed.values())), end), result
+    return Measured(statistics, version, names, tuple(sorted(listed.values())), end), result
 
 
 def newest_segments(run: Run) -> tuple[DataFrame, str, dict[int, str]]:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dynamix.errors import ConfigError, EnvironmentTrouble
+from dynamix.jobs.files import write_whole
 from dynamix.models.registry import (
     CHALLENGER,
     CHAMPION,
@@ -49,9 +50,7 @@ class Registration:
         plain = {name: value for name, value in vars(self).items() if name not in ("children", "example")}
         plain["children"] = [asdict(child) for child in self.children]
         plain["example"] = json.loads(self.example.to_json(orient="records", date_format="iso"))
-        draft = folder / f"{_FILE}.new"
-        draft.write_text(json.dumps(plain, default=str), encoding="utf-8")
-        draft.replace(folder / _FILE)
+        write_whole(folder / _FILE, json.dumps(plain, default=str))
 
     @classmethod
     def load(cls, runs: Path, run_id: str) -> Registration:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from markupsafe import Markup
 from dynamix.contracts import RUN_LOG, TABLES
 from dynamix.jobs import charts, heatmap
 from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.files import write_whole
 from dynamix.jobs.receipt import pct, receipt
 from dynamix.jobs.report_data import Arm, Channel, Curve, ReportData
 from dynamix.jobs.report_load import gather
@@ -91,14 +91,6 @@ def _current(page: Path, key: str) -> StepResult | None:
     if note["inputs"] != key:
         return None
     return StepResult(verdicts=note["verdicts"], facts=note["facts"])
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write the file beside its place and rename it, so that a reader never sees half a page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def render(data: ReportData) -> str:

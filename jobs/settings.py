@@ -9,6 +9,7 @@ import yaml
 
 from dynamix.config import Config, load_config
 from dynamix.errors import InputError
+from dynamix.jobs.files import write_whole
 
 STORED = "config.yaml"
 
@@ -35,11 +36,7 @@ def refuse_missing_source(events: str | None) -> None:
 
 def store_config(warehouse: Path, config: Config) -> None:
     """Keep the resolved config with the warehouse, for verbs that are called without --events."""
-    folder = warehouse / "_dynamix"
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"{STORED}.new"
-    draft.write_text(dump(config), encoding="utf-8")
-    draft.replace(folder / STORED)
+    write_whole(warehouse / "_dynamix" / STORED, dump(config))
 
 
 def dump(config: Config) -> str:

@@ -19,7 +19,7 @@ from dynamix.contracts import DWELL_BIN_EDGES_S, N_DWELL_BINS, NO_DWELL_BIN, TIE
 from dynamix.errors import GuardError
 from dynamix.features.quotas import HOLDOUT_PER_MILLE, NO_LIMIT
 from dynamix.models.hashing import spark_xxhash64
-from dynamix.models.mask_reader import CONTRACT, DAY_US, MaskBundle, digest, micros
+from dynamix.models.mask_reader import CONTRACT, DAY_US, digest, micros
 from dynamix.models.segmenter import Segmenter
 from dynamix.models.serving import Preparation, apply
 from dynamix.segmentation.midnights import LEAD, TIER_DAYS
@@ -207,15 +207,3 @@ def _held_out() -> str:
     """The first made-up user of the hold-out."""
     users = (f"golden-user-{number}" for number in range(10_000))
     return next(u for u in users if spark_xxhash64("holdout", u) % 1000 < HOLDOUT_PER_MILLE)
-
-
-__all__ = [
-    "LIMIT_BYTES",
-    "MaskBundle",
-    "Origin",
-    "answers",
-    "bundle_text",
-    "golden_vectors",
-    "mask_note",
-    "mask_status",
-]

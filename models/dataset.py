@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dynamix.contracts import NO_DWELL_BIN, PARTS
 from dynamix.errors import EnvironmentTrouble, InputError
+from dynamix.features.quotas import limits_of
 from dynamix.models.batch import (
     CATEGORY_MATCH,
     EVENT_FIELDS,
@@ -27,6 +28,7 @@ from dynamix.models.batch import (
     stream_rank,
 )
 from dynamix.models.hashing import bucket, hash_ids
+from dynamix.models.memory import pieces
 
 _ROW_COLUMNS = (
     "impression_id", "user_id", "event_ts", "request_id", "surface", "item_id", "category", "position", "weight",
@@ -113,10 +115,8 @@ class JaggedRows:
         Hold-out users, and segments or streams outside the table, keep everything (docs/method.md A.9).
         """
         row = np.repeat(np.arange(len(self)), np.diff(self.offsets))
-        segment, stream = self.segment[row], self.stream.astype(np.int64)
-        at = np.flatnonzero(~self.holdout[row] & (segment < quotas.shape[0]) & (stream < quotas.shape[2]))
-        limit = np.full(self.tokens, np.iinfo(np.int32).max, np.int64)
-        limit[at] = quotas[segment[at], 1 - self.tier[row[at]], stream[at]]  # TIERS: active first
+        segment, stream = self.segment[row].astype(np.int64), self.stream.astype(np.int64)
+        limit = limits_of(quotas, segment, self.tier[row], stream, self.holdout[row])
         return self.keep_events(self.rank < limit)
 
     def cap_users(self, max_rows: int) -> JaggedRows:
@@ -162,8 +162,7 @@ class JaggedRows:
             if generator is None
             else torch.randperm(len(self), generator=generator).numpy()
         )
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
+        yield from pieces(order, size)
 
 
 def load_rows(

@@ -15,7 +15,6 @@ from dynamix.segmentation.midnights import TIER_DAYS, Rule, decide
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-DAY_US = 86_400_000_000
 _STATES = 4_000_000
 """Posteriors (request × day × component) held at once; the result does not depend on it."""
 

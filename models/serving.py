@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from dynamix.contracts import COLD_SEGMENT, DWELL_BIN_EDGES_S, NO_DWELL_BIN, TIERS
 from dynamix.declarations import base_stream
 from dynamix.errors import InputError
-from dynamix.features.quotas import HOLDOUT_PER_MILLE, NO_LIMIT, quota_table
+from dynamix.features.calendar import DAY_US
+from dynamix.features.quotas import HOLDOUT_PER_MILLE, limits_of, quota_table
 from dynamix.models.batch import stream_rank
 from dynamix.models.carried import CARRIED, Carried
 from dynamix.models.dataset import JaggedRows, rows_from_table
 from dynamix.models.dwells import DWELL, DwellRule, Logged, settle
 from dynamix.models.hashing import spark_xxhash64
-from dynamix.models.segmenter import DAY_US, Past, Segmenter, assign, recent_events
+from dynamix.models.segmenter import Past, Segmenter, assign, recent_events
 
 Z_LIMIT = 3.0
 _MAX_DWELL_MS = 9.0e15  # as in features/events.py
@@ -292,11 +293,8 @@ def _history(
     length = preparation.carried.limits(events.stream, preparation.per_stream)
     events = events.take(np.flatnonzero(_rank(events, len(now), by_stream=True) < length))
     events = events.take(np.flatnonzero(_rank(events, len(now), by_stream=False) < preparation.total))
-    quotas = preparation.quotas()
-    limit = np.full(len(events.row), NO_LIMIT, np.int64)
-    own = segment[events.row]
-    at = np.flatnonzero(~holdout[events.row] & (own >= 0) & (own < len(quotas)))
-    limit[at] = quotas[own[at], 1 - tier[events.row[at]], events.stream[at]]  # TIERS: active first
+    row = events.row
+    limit = limits_of(preparation.quotas(), segment[row], tier[row], events.stream, holdout[row])
     return events.take(np.flatnonzero(_rank(events, len(now), by_stream=True) < limit))
 
 

@@ -68,9 +68,9 @@ class Statistics:
         """Sums of one cell; both halves added when `half` is BOTH. None where there is no impression."""
         return of_halves(half, lambda h: self.sums.get((*cell, head, h, window)))
 
-    def by_recency(self, cell: Cell, head: str) -> RecencySums | None:
-        """Sums of one cell by bucket of recency, both halves added; None where there are none."""
-        return of_halves(BOTH, lambda h: self.recency.get((*cell, head, h)))
+    def by_recency(self, cell: Cell, head: str, *, half: int = BOTH) -> RecencySums | None:
+        """Sums of one cell by bucket of recency; both halves added when `half` is BOTH. None where there are none."""
+        return of_halves(half, lambda h: self.recency.get((*cell, head, h)))
 
     def by_cell(self, head: str, *, half: int = BOTH) -> dict[Cell, CellSums]:
         """Sums of every cell that has any under this head."""

@@ -15,34 +15,13 @@ import numpy as np
 from dynamix.config import MaskConfig
 from dynamix.features.recency import BUCKETS, EDGES, SHARED, WHOLE_STREAM, RecencySums, columns_of
 from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, of_entropy, support_needed
-from dynamix.segmentation.cells import BOTH, Cell, Statistics, in_one_segment, of_halves, population
+from dynamix.segmentation.cells import Cell, Statistics, population
 from dynamix.segmentation.certify import judged_together, losses
 from dynamix.segmentation.effects import block_test, given_rest
 from dynamix.segmentation.masks import Verdict
 from dynamix.segmentation.prior import expected_losses
 
 _ALWAYS = SHARED + len(WHOLE_STREAM)
-
-
-@dataclass(frozen=True)
-class RecencyStatistics:
-    """Sums by (segment, stream), head and half (0, 1)."""
-
-    sums: Mapping[tuple[int, str, str, int], RecencySums]
-    heads: tuple[str, ...]
-
-    def of(self, cell: Cell, head: str, *, half: int = BOTH) -> RecencySums | None:
-        """Sums of one cell; both halves added when `half` is BOTH. None where there is no impression."""
-        return of_halves(half, lambda h: self.sums.get((*cell, head, h)))
-
-    def older(self, cell: Cell, events: int) -> float:
-        """Kept events of a cell beyond its newest `events`, a number among EDGES."""
-        sums = self.of(cell, self.heads[0])
-        return float(sums.tokens[EDGES.index(events) + 1 :].sum()) if sums is not None else 0.0
-
-    def pooled(self) -> RecencyStatistics:
-        """The same with all segments as one (segment id 0): for the control `global`."""
-        return RecencyStatistics(in_one_segment(self.sums), self.heads)
 
 
 @dataclass(frozen=True)
@@ -133,12 +112,18 @@ def tail(sums: RecencySums, kept: int) -> Tail:
     )
 
 
+def older(statistics: Statistics, cell: Cell, events: int) -> float:
+    """Kept events of a cell beyond its newest `events`, a number among EDGES."""
+    sums = statistics.by_recency(cell, statistics.heads[0])
+    return float(sums.tokens[EDGES.index(events) + 1 :].sum()) if sums is not None else 0.0
+
+
 def _rate(sums: RecencySums) -> float:
     return sums.positives / sums.n if sums.n else 0.0
 
 
 def quotas(
-    statistics: RecencyStatistics, verdicts: Sequence[Verdict], config: MaskConfig, *, spent: Spent
+    statistics: Statistics, verdicts: Sequence[Verdict], config: MaskConfig, *, spent: Spent
 ) -> list[Quota]:
     """Quotas of kept cells, sorted by segment and stream; a cell that is not listed keeps its whole history.
 
@@ -152,7 +137,7 @@ def quotas(
     for head in statistics.heads:
         affordable = _affordable(statistics, head, open_, config, floor, spent)
         for cell in open_:
-            sums = statistics.of(cell, head)
+            sums = statistics.by_recency(cell, head)
             may_go = None if sums is None else _longest_tail(sums, config, floor[cell[0]], bounded=True)
             own = BUCKETS if may_go is None else may_go.kept
             keep[cell] = max(keep.get(cell, 0), own, affordable.get(cell, BUCKETS))
@@ -164,13 +149,11 @@ def _may_be_cut(verdict: Verdict) -> bool:
     return all(c.passed for c in verdict.checks if c.rule in ("protected", "curvature"))
 
 
-def _token_floor(
-    statistics: RecencyStatistics, verdicts: Sequence[Verdict], config: MaskConfig
-) -> dict[int, float]:
+def _token_floor(statistics: Statistics, verdicts: Sequence[Verdict], config: MaskConfig) -> dict[int, float]:
     """Tokens that a tail must have to be worth a decision, by segment: at least one."""
     tokens: dict[int, float] = {}
     for v in verdicts:
-        sums = statistics.of((v.segment_id, v.stream), statistics.heads[0])
+        sums = statistics.by_recency((v.segment_id, v.stream), statistics.heads[0])
         tokens[v.segment_id] = tokens.get(v.segment_id, 0.0) + (float(sums.tokens.sum()) if sums else 0.0)
     return {segment: max(1.0, config.min_token_share * n) for segment, n in tokens.items()}
 
@@ -190,7 +173,7 @@ def _longest_tail(sums: RecencySums, config: MaskConfig, floor: float, *, bounde
 
 
 def _affordable(
-    statistics: RecencyStatistics, head: str, cells: Sequence[Cell], config: MaskConfig, floor: Mapping[int, float],
+    statistics: Statistics, head: str, cells: Sequence[Cell], config: MaskConfig, floor: Mapping[int, float],
     spent: Spent,
 ) -> dict[Cell, int]:  # fmt: skip
     """Buckets that stay in the cuts whose loss, added to that of the drops, keeps within the budget.
@@ -204,7 +187,9 @@ def _affordable(
         named: dict[Cell, Tail] = {}
         weight: list[float] = []
         for cell in cells:
-            ordering, bounding = (statistics.of(cell, head, half=half) for half in (order_on, 1 - order_on))
+            ordering, bounding = (
+                statistics.by_recency(cell, head, half=half) for half in (order_on, 1 - order_on)
+            )
             if ordering is None or bounding is None:
                 continue
             may_go = _longest_tail(ordering, config, floor[cell[0]] / 2, bounded=False)
@@ -229,8 +214,8 @@ def _affordable(
     return min(found, key=lambda pair: pair[0])[1]
 
 
-def _say(statistics: RecencyStatistics, cell: Cell, kept: int, config: MaskConfig) -> Quota:
-    sums = statistics.of(cell, statistics.heads[0])
+def _say(statistics: Statistics, cell: Cell, kept: int, config: MaskConfig) -> Quota:
+    sums = statistics.by_recency(cell, statistics.heads[0])
     assert sums is not None  # a quota comes from these sums
     found = tail(sums, kept)
     return Quota(

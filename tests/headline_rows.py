@@ -12,7 +12,6 @@ from dynamix.features.relevance import FINE_BINS, WHOLE, CellSums, D, bin_centre
 from dynamix.models.batch import stream_rank
 from dynamix.models.dataset import JaggedRows
 from dynamix.segmentation.cells import Cell, Statistics
-from dynamix.segmentation.quota import RecencyStatistics
 
 HEAD = "conversion"
 RATE = 0.05
@@ -93,7 +92,7 @@ def sums_of(
     *,
     tails: Mapping[Cell, Sequence[float]] | None = None,
     n: float = PLENTY,
-) -> tuple[Statistics, RecencyStatistics]:
+) -> Statistics:
     """Statistics of cells with `cell_sums`' options; `tails` are dwell effects by bucket, by default all in the newest.
 
     Tokens are spread evenly over the buckets.
@@ -106,4 +105,4 @@ def sums_of(
             for window, part in ((WHOLE, 2), (0, 6), (1, 6), (2, 6)):
                 whole[*cell, HEAD, half, window] = cell_sums(n / part, **options)
             recent[*cell, HEAD, half] = recent_sums(n / 2, dwell=by_bucket, tokens=[tokens / 4] * 4)
-    return Statistics(whole, (HEAD,)), RecencyStatistics(recent, (HEAD,))
+    return Statistics(whole, (HEAD,), recency=recent)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import pickle
-import threading
 import traceback
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
+from stand_ins import failing_store, out_of_order
 
 from dynamix.errors import DynamixError, EnvironmentTrouble, InputError
 from dynamix.features.tables import Warehouse
@@ -88,28 +87,11 @@ def test_an_error_whose_cause_holds_credentials_hides_it() -> None:
     assert harmless(plain) is None
 
 
-class _Failing(BaseHTTPRequestHandler):
-    """A tracking server out of order, which says its own address back as many do."""
-
-    def _fail(self) -> None:
-        body = json.dumps({"error_code": "INTERNAL_ERROR", "message": f"http://u:{WORD}@db is down"}).encode()
-        self.send_response(500)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_POST = _fail
-
-    def log_message(self, *_: object) -> None: ...
-
-
 @pytest.fixture
 def failing_server() -> Iterator[int]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Failing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
+    """A tracking server out of order, which says its own address back as many do."""
+    with failing_store(out_of_order(f"http://u:{WORD}@db is down")) as port:
+        yield port
 
 
 @pytest.mark.parametrize("what", ["down", "500"])

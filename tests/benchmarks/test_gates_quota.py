@@ -10,13 +10,13 @@ from benchmarks.gates_world import EXPECTED, HEAD
 from dynamix.config import MaskConfig
 from dynamix.features.recency import BUCKETS, RecencySums, recency_sums
 from dynamix.features.relevance import logit
-from dynamix.segmentation.quota import RecencyStatistics
+from dynamix.segmentation.cells import Statistics
 
 CONFIG = MaskConfig(delta=0.10)
 CELL = (1, "feed/view")
 
 
-def statistics(beta: float, *, acts: int = BUCKETS, rows: int) -> tuple[RecencyStatistics, RecencyStatistics]:
+def statistics(beta: float, *, acts: int = BUCKETS, rows: int) -> tuple[Statistics, Statistics]:
     """Drawn and planted sums of one cell, a user an impression: dwell acts in each of the first `acts` buckets."""
     draw = np.random.default_rng(0)
     dwell = draw.normal(size=(rows, BUCKETS))
@@ -29,7 +29,7 @@ def statistics(beta: float, *, acts: int = BUCKETS, rows: int) -> tuple[RecencyS
     made = []
     for head, y in ((HEAD, (draw.random(rows) < p).astype(np.float64)), (EXPECTED, p)):
         sums = recency_sums(exposure, block, tokens, shared, y, given, np.arange(rows))
-        made.append(RecencyStatistics({(*CELL, head, 0): RecencySums.unpack(sums[0])}, (head,)))
+        made.append(Statistics({}, (head,), recency={(*CELL, head, 0): RecencySums.unpack(sums[0])}))
     return made[0], made[1]
 
 

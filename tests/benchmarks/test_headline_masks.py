@@ -42,7 +42,7 @@ def decided(
     cells: Mapping[Cell, Mapping[str, float]] = CELLS, *, tails: Mapping[Cell, Sequence[float]] | None = None,
     protected: Sequence[str] = (), config: MaskConfig = CONFIG,
 ) -> Decided:  # fmt: skip
-    return Decided.of(*sums_of(cells, tails=tails), config, protected)
+    return Decided.of(sums_of(cells, tails=tails), config, protected)
 
 
 def named(cuts: Sequence[Cut]) -> list[tuple[int, str, int]]:
@@ -97,7 +97,7 @@ def test_relevance_alone_looks_at_no_tokens() -> None:
 
 
 def test_expected_losses_are_the_effects_squared_and_tokens_are_those_of_the_sums() -> None:
-    statistics, recency = sums_of(CELLS)
+    statistics = sums_of(CELLS)
     by_cell = {p.cell: p for p in whole_cells(statistics)}
     weight = statistics.of((1, "strong"), "conversion")
     assert weight is not None
@@ -106,7 +106,7 @@ def test_expected_losses_are_the_effects_squared_and_tokens_are_those_of_the_sum
     )  # the prior's sizes are 20 % apart
     assert by_cell[1, "null"].loss < 0.01 * by_cell[1, "weak"].loss
     assert by_cell[1, "rich"].tokens == pytest.approx(10 * by_cell[1, "weak"].tokens)
-    cut = {(p.cell, p.events): p.tokens for p in tails(recency)}
+    cut = {(p.cell, p.events): p.tokens for p in tails(statistics)}
     assert cut[(1, "weak"), 3] == pytest.approx(0.75 * by_cell[1, "weak"].tokens)
     assert cut[(1, "weak"), 30] == pytest.approx(0.25 * by_cell[1, "weak"].tokens)
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from faults.points import AFTER, BEFORE, DURING
 from faults.processes import Served, copy_warehouse, killed_run, served
 from faults.two_days import SETTINGS, Cycle, calm_cycle, contents, deliveries, run_command
 from pyspark.sql import SparkSession
+from stand_ins import failing_store, out_of_order
 
 from dynamix.errors import ConfigError, EnvironmentTrouble
 from dynamix.features.tables import Warehouse
@@ -156,21 +155,11 @@ def test_fault_04_without_the_log_a_killed_step_would_be_taken_for_done(
     assert found["masks"] != cycle.contents["mask"]["masks"]
 
 
-class _ForgetsRegistrations(BaseHTTPRequestHandler):
+def _registers_nothing(path: str) -> tuple[int, dict[str, str]]:
     """A tracking server that knows no alias and fails at everything else."""
-
-    def _answer(self) -> None:
-        asks = self.path.partition("?")[0].endswith("/alias")
-        told = "RESOURCE_DOES_NOT_EXIST" if asks else "INTERNAL_ERROR"
-        body = json.dumps({"error_code": told, "message": "out of order"}).encode()
-        self.send_response(404 if asks else 500)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_POST = do_PATCH = _answer
-
-    def log_message(self, *_: object) -> None: ...
+    if path.endswith("/alias"):
+        return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such alias"}
+    return out_of_order()(path)
 
 
 def test_fault_36_a_training_that_cannot_be_registered_stays_on_disk(
@@ -185,14 +174,11 @@ def test_fault_36_a_training_that_cannot_be_registered_stays_on_disk(
     with pytest.raises(EnvironmentTrouble, match=r"tracking store http://127\.0\.0\.1:9 failed"):
         train(run, tracking_uri="http://127.0.0.1:9")
     assert len(run.warehouse.commits("training_rows")) == trained
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _ForgetsRegistrations)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with pytest.raises(EnvironmentTrouble, match=rf"model kept in runs/{run.run_id}/model") as said:
-            train(run, tracking_uri=f"http://127.0.0.1:{server.server_port}")
-    finally:
-        server.shutdown()
-        server.server_close()
+    with (
+        failing_store(_registers_nothing) as port,
+        pytest.raises(EnvironmentTrouble, match=rf"model kept in runs/{run.run_id}/model") as said,
+    ):
+        train(run, tracking_uri=f"http://127.0.0.1:{port}")
     assert said.value.exit_code == 5
     RankerService.load(run.folder / "model")
     assert json.loads((run.folder / "evidence.json").read_text(encoding="utf-8"))["winner"]

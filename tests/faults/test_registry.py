@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mlflow
 import pytest
+from stand_ins import failing_store, out_of_order
 
 from dynamix.errors import EnvironmentTrouble, GuardError
 from dynamix.models import registry as module
@@ -43,28 +42,10 @@ def _carried(registry: Registry) -> str | None:
     return None if found is None else found.version
 
 
-class _Failing(BaseHTTPRequestHandler):
-    """A server that answers everything with an internal error."""
-
-    def _fail(self) -> None:
-        body = json.dumps({"error_code": "INTERNAL_ERROR", "message": "out of order"}).encode()
-        self.send_response(500)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_POST = do_PATCH = _fail
-
-    def log_message(self, *_: object) -> None: ...
-
-
 @pytest.fixture
 def failing_server() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Failing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with failing_store(out_of_order()) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize("what", ["down", "500"])

@@ -14,7 +14,8 @@ import pytest
 
 from dynamix.contracts import VERDICTS
 from dynamix.jobs import heatmap
-from dynamix.jobs.report import furthest, render, write_whole
+from dynamix.jobs.files import write_whole
+from dynamix.jobs.report import furthest, render
 from dynamix.jobs.report_data import (
     Arm,
     Bin,

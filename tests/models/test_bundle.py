@@ -19,13 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamix.errors import GuardError
+from dynamix.features.calendar import DAY_US
 from dynamix.models import mask_reader
 from dynamix.models.bundle import LIMIT_BYTES, Origin, answers, bundle_text, golden_vectors, mask_status
 from dynamix.models.carried import Carried
 from dynamix.models.dwells import DwellRule
 from dynamix.models.hashing import spark_xxhash64
 from dynamix.models.mask_reader import CONTRACT, MaskBundle, check, xxhash64
-from dynamix.models.segmenter import DAY_US, Segmenter
+from dynamix.models.segmenter import Segmenter
 from dynamix.models.serving import Cell, Preparation, StreamScale
 
 GOLDEN = Path(__file__).with_name("golden")

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from dynamix.config import Config, DwellConfig, SessionConfig
 from dynamix.contracts import N_DWELL_BINS, NO_DWELL_BIN, TIERS
 from dynamix.features import oracle
+from dynamix.features.calendar import DAY_US
 from dynamix.features.quotas import apply_quotas
 from dynamix.models.dataset import JaggedRows
 from dynamix.models.dwells import DWELL, DwellRule, Logged, settle
-from dynamix.models.segmenter import DAY_US, Past, Segmenter, assign, recent_events
+from dynamix.models.segmenter import Past, Segmenter, assign, recent_events
 from dynamix.models.serving import Cell, Preparation, StreamScale, prepare
 from dynamix.segmentation.assign import assigned
 from dynamix.segmentation.counts import CountBlock

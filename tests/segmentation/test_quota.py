@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -23,7 +23,7 @@ from dynamix.features.relevance import CellSums, block_sums, history_values, log
 from dynamix.segmentation.bounds import Quadratic
 from dynamix.segmentation.cells import Statistics
 from dynamix.segmentation.masks import Verdict, judge
-from dynamix.segmentation.quota import RecencyStatistics, Spent, quotas
+from dynamix.segmentation.quota import Spent, older, quotas
 
 HEAD = "conversion"
 CONFIG = MaskConfig(delta=0.10, ne_budget=0.005)
@@ -82,7 +82,7 @@ def test_buckets_equal_a_loop_over_the_history(runs: list[tuple[int, int | None,
 @cache
 def world(
     horizon: int, beta: float, *, users: int, events: int = 45, seed: int = 0, streams: int = 2
-) -> tuple[Statistics, RecencyStatistics]:
+) -> Statistics:
     """One segment: the newest `horizon` dwells of stream 0 act with `beta` log-odds per SD; the other streams do not."""
     draw = np.random.default_rng(seed)
     count = draw.integers(events // 2, events + 1, size=(users, streams))
@@ -99,9 +99,7 @@ def world(
     return statistics(made, y)
 
 
-def statistics(
-    made: tuple[EventBlock, ImpressionBlock, Any, Any], y: Any
-) -> tuple[Statistics, RecencyStatistics]:
+def statistics(made: tuple[EventBlock, ImpressionBlock, Any, Any], y: Any) -> Statistics:
     """Both kinds of sums of segment 1, given the base rate; users are halved by parity."""
     events, asked, offsets, index = made
     streams = int(events.stream.max()) + 1
@@ -127,14 +125,14 @@ def statistics(
         )
         for f in range(streams):
             by_recency[1, f"s{f}", HEAD, half] = RecencySums.unpack(packed[f])
-    return Statistics(whole, (HEAD,)), RecencyStatistics(by_recency, (HEAD,))
+    return Statistics(whole, (HEAD,), recency=by_recency)
 
 
-def decided(found: tuple[Statistics, RecencyStatistics], config: MaskConfig = CONFIG) -> dict[str, int]:
+def decided(found: Statistics, config: MaskConfig = CONFIG) -> dict[str, int]:
     """Quota of each stream that is cut."""
-    verdicts = judge(found[0], config)
-    spent = Spent.by_drops(found[0], verdicts)
-    return {q.stream: q.events for q in quotas(found[1], verdicts, config, spent=spent)}
+    verdicts = judge(found, config)
+    spent = Spent.by_drops(found, verdicts)
+    return {q.stream: q.events for q in quotas(found, verdicts, config, spent=spent)}
 
 
 @pytest.mark.parametrize("horizon", [3, 10])
@@ -152,21 +150,21 @@ def test_few_positives_cut_nothing() -> None:
 
 def test_what_the_drops_cost_is_not_there_for_cuts() -> None:
     found = world(3, 0.5, users=40_000)
-    verdicts = judge(found[0], CONFIG)
-    free = {half: Spent.by_drops(found[0], verdicts).of(HEAD, half) for half in (0, 1)}
+    verdicts = judge(found, CONFIG)
+    free = {half: Spent.by_drops(found, verdicts).of(HEAD, half) for half in (0, 1)}
     full = Quadratic(q=CONFIG.ne_budget / free[0][1], trace=1.0, square=1.0)
     spent = Spent({(HEAD, half): (full, scale) for half, (_, scale) in free.items()})
-    assert quotas(found[1], verdicts, CONFIG, spent=spent) == []
+    assert quotas(found, verdicts, CONFIG, spent=spent) == []
     assert decided(found, CONFIG.model_copy(update={"ne_budget": 1e-6})) == {}
 
 
 def test_protected_and_curved_streams_and_dropped_ones_are_not_cut() -> None:
     found = world(3, 0.5, users=40_000)
-    verdicts = judge(found[0], CONFIG)
-    spent = Spent.by_drops(found[0], verdicts)
+    verdicts = judge(found, CONFIG)
+    spent = Spent.by_drops(found, verdicts)
 
     def cut(change: Callable[[Verdict], Verdict]) -> set[str]:
-        return {q.stream for q in quotas(found[1], [change(v) for v in verdicts], CONFIG, spent=spent)}
+        return {q.stream for q in quotas(found, [change(v) for v in verdicts], CONFIG, spent=spent)}
 
     def failing(rule: str) -> Callable[[Verdict], Verdict]:
         return lambda v: replace(v, checks=tuple(replace(c, passed=c.rule != rule) for c in v.checks))
@@ -181,28 +179,27 @@ def test_of_several_heads_the_longest_quota_counts() -> None:
     heads = ("click", HEAD)
     sums = {
         (*k[:2], h, *k[3:]): s
-        for h, (_, r) in zip(heads, (short, long), strict=True)
-        for k, s in r.sums.items()
+        for h, own in zip(heads, (short, long), strict=True)
+        for k, s in own.recency.items()
     }
     whole = {
         (*k[:2], h, *k[3:]): s
-        for h, (w, _) in zip(heads, (short, long), strict=True)
-        for k, s in w.sums.items()
+        for h, own in zip(heads, (short, long), strict=True)
+        for k, s in own.sums.items()
     }
-    assert decided((Statistics(whole, heads), RecencyStatistics(sums, heads)))["s0"] == 10
+    assert decided(Statistics(whole, heads, recency=sums))["s0"] == 10
 
 
 def test_sums_add_up_and_keep_their_shape() -> None:
-    found = world(10, 0.5, users=2_000)[1]
-    one, two = (found.sums[1, "s0", HEAD, half] for half in (0, 1))
-    both = found.of((1, "s0"), HEAD)
+    found = world(10, 0.5, users=2_000)
+    one, two = (found.recency[1, "s0", HEAD, half] for half in (0, 1))
+    both = found.by_recency((1, "s0"), HEAD)
     assert both is not None and both.pack().shape == (SIZE,)
     np.testing.assert_allclose(both.pack(), one.pack() + two.pack())
-    assert found.older((1, "s0"), 10) == both.tokens[2:].sum()
-    pooled = RecencyStatistics(
-        {(2, *k[1:]): s for k, s in found.sums.items()} | dict(found.sums), (HEAD,)
-    ).pooled()
-    np.testing.assert_allclose(pooled.of((0, "s0"), HEAD).pack(), 2 * both.pack())  # type: ignore[union-attr]
+    assert older(found, (1, "s0"), 10) == both.tokens[2:].sum()
+    twice = {(2, *k[1:]): s for k, s in found.recency.items()} | dict(found.recency)
+    pooled = Statistics({}, (HEAD,), recency=twice).pooled()
+    np.testing.assert_allclose(pooled.by_recency((0, "s0"), HEAD).pack(), 2 * both.pack())  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=f"allowed: {SIZE}"):
         RecencySums.unpack(np.zeros(SIZE - 1))
 
@@ -210,16 +207,16 @@ def test_sums_add_up_and_keep_their_shape() -> None:
 def test_what_only_the_newest_events_tell_keeps_a_stream_that_looks_negligible_as_a_whole() -> None:
     """The mean over some 67 dwells thins the effect of the newest three to a twentieth."""
     config = MaskConfig(delta=0.20, ne_budget=0.005)
-    found, by_recency = world(3, 0.28, users=20_000, events=90)
-    strong = world(90, 1.0, users=20_000, events=90)[0]  # so that the other is not the most relevant
+    found = world(3, 0.28, users=20_000, events=90)
+    strong = world(90, 1.0, users=20_000, events=90)  # so that the other is not the most relevant
     sums = {(g, "strong", *rest): own for (g, f, *rest), own in strong.sums.items() if f == "s0"}
     sums |= found.sums
 
-    def verdict(recency: RecencyStatistics) -> Verdict:
-        statistics = replace(found, sums=sums, recency=recency.sums)
+    def verdict(recency: Mapping[tuple[int, str, str, int], RecencySums]) -> Verdict:
+        statistics = replace(found, sums=sums, recency=recency)
         return next(v for v in judge(statistics, config) if v.stream == "s0")
 
-    assert verdict(RecencyStatistics({}, (HEAD,))).verdict == "drop"
-    kept = verdict(by_recency)
+    assert verdict({}).verdict == "drop"
+    kept = verdict(found.recency)
     assert kept.verdict == "keep" and kept.reason.startswith("by recency: ")
     assert {c.rule for c in kept.checks if not c.passed} == {"recency"}
