@@ -14,7 +14,7 @@ from dynamix.jobs.files import write_whole
 from dynamix.jobs.score import default_model
 from dynamix.models import mask_reader
 from dynamix.models.bundle import Origin, bundle_text, golden_vectors, mask_note, mask_status
-from dynamix.models.registry import Registry, artefact_folder
+from dynamix.models.registry import artefact_folder
 from dynamix.models.service import load_preparation
 
 BUNDLE, GOLDEN = "mask-bundle.json", "mask-bundle.golden.json"
@@ -29,7 +29,7 @@ def bundle(
     same. GuardError (exit 4) where no model is registered or the bundle would reach 1 MB; ConfigError for an address
     that does not exist.
     """
-    registry = Registry(run.warehouse.private, tracking_uri)
+    registry = run.registry(tracking_uri)
     folder, version = artefact_folder(registry, model or default_model(registry)[0])
     preparation = load_preparation(folder)
     status = mask_status(preparation, _status(run, preparation.mask_version))

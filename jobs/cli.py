@@ -175,6 +175,17 @@ def _explain(arguments: Namespace, outcome: Outcome) -> None:
     _on_warehouse(arguments, outcome)
 
 
+def _rollback(arguments: Namespace, outcome: Outcome) -> None:
+    from dynamix.jobs.context import registry_of
+    from dynamix.jobs.rollback import rollback
+
+    private = arguments.warehouse / "_dynamix"
+    if not private.is_dir():
+        raise ConfigError(f"--warehouse {arguments.warehouse} is no warehouse of DynamiX; check the path")
+    outcome.facts = rollback(registry_of(private), arguments.model, to=arguments.to).facts
+    _say(arguments, outcome.facts["text"])
+
+
 def _refuse_no_change(arguments: Namespace, verdicts: dict[str, int], facts: dict[str, str]) -> None:
     if getattr(arguments, "require_change", False) and not verdicts.get("drop"):
         raise GuardError("the mask drops nothing and --require-change was given; see `dynamix power`")
@@ -202,6 +213,7 @@ HANDLERS: dict[str, Callable[[Namespace, Outcome], None]] = {
     "doctor": _doctor,
     "demo": _demo,
     "explain": _explain,
+    "rollback": _rollback,
     **dict.fromkeys(
         (
             "ingest",
@@ -217,6 +229,8 @@ HANDLERS: dict[str, Callable[[Namespace, Outcome], None]] = {
             "power",
             "monitor",
             "audit",
+            "diff",
+            "maintain",
             "forget",
         ),
         _on_warehouse,

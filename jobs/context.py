@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 from dynamix.config import Config
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.hidden import hide
+from dynamix.models.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Run:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
+    def registry(self, tracking_uri: str = "") -> Registry:
+        """The store at `tracking_uri`, else at MLFLOW_TRACKING_URI, else SQLite in the warehouse."""
+        return registry_of(self.warehouse.private, tracking_uri)
+
     def note(self, text: str) -> None:
         """A line of progress on standard error and in the run's log, without secrets."""
         text = hide(text)
@@ -41,6 +46,11 @@ class Run:
             print(text, file=sys.stderr, flush=True)
         with (self.folder / "run.log").open("a", encoding="utf-8") as log:
             log.write(f"{datetime.now(UTC):%H:%M:%S} {text}\n")
+
+
+def registry_of(private: Path, tracking_uri: str = "") -> Registry:
+    """As `Run.registry`, for verbs that need no session; `private` is `W/_dynamix`."""
+    return Registry(private, tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""))
 
 
 @dataclass

@@ -20,7 +20,7 @@ from dynamix.jobs.monitor_rules import PARTS
 from dynamix.jobs.receipt import cell_weights
 from dynamix.jobs.report_data import ReportData, fits, number, parse_evidence
 from dynamix.models.metrics import NeState
-from dynamix.models.registry import ALIASES, RANKER, SEGMENTER, Registry, find
+from dynamix.models.registry import ALIASES, RANKER, SEGMENTER, find
 
 WINDOW_DAYS = 28
 _LONGEST = 20
@@ -178,7 +178,7 @@ def trainings(run: Run) -> DataFrame:
 
 def aliases(run: Run) -> DataFrame:
     """Registered models by alias, with the mask and segment version they are pinned to."""
-    registry = Registry(run.warehouse.private)
+    registry = run.registry()
     rows = []
     for model in (RANKER, SEGMENTER):
         for alias in ALIASES:

@@ -72,7 +72,7 @@ def forget(run: Run, *, users: Path, dry_run: bool = False, tracking_uri: str = 
     that names them is left.
     """
     names = stored_names(run.config, read_users(users))
-    place, registry = run.warehouse, Registry(run.warehouse.private, tracking_uri)
+    place, registry = run.warehouse, run.registry(tracking_uri)
     found = survey(run, names)
     stored = load_forgotten(place.private)
     known = found.held.users | {name for name in names if stored.knows(name)}

@@ -26,6 +26,8 @@ from dynamix.models.registry import (
 )
 
 EVIDENCE, MODEL = "evidence.json", "model"
+PREDECESSOR = "dynamix.predecessor"
+"""Tag of a version: the champion that it was held against, which it takes over from if its gate passes; or none."""
 _FILE = "registration.json"
 
 
@@ -78,7 +80,8 @@ class Registration:
             )  # fmt: skip
             challenger = find(registry, RANKER, CHALLENGER)
             version = register_ranker(
-                registry, folder=folder / MODEL, run_id=run_id, metrics=self.metrics, tags=self.tags,
+                registry, folder=folder / MODEL, run_id=run_id, metrics=self.metrics,
+                tags={**self.tags, PREDECESSOR: self.champion or "none"},
                 example=self.example, evidence=evidence,
             )  # fmt: skip
             before = challenger.version if challenger else None

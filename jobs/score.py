@@ -31,7 +31,7 @@ def score(run: Run, *, model: str | None = None, tracking_uri: str = "") -> Step
     Writes one row per test impression and served label into `scores`, replacing those of this model version.
     GuardError where no model is registered; ConfigError for an address that does not exist.
     """
-    registry = Registry(run.warehouse.private, tracking_uri)
+    registry = run.registry(tracking_uri)
     address, alias = (model, "") if model else default_model(registry)
     folder, version = artefact_folder(registry, address)
     service = RankerService.load(folder)

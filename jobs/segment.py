@@ -17,7 +17,7 @@ from dynamix.features.calendar import Calendar
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.frames import held, table_frame
-from dynamix.models.registry import Registry, register_segmenter
+from dynamix.models.registry import register_segmenter
 from dynamix.segmentation.assign import activity_border, histories
 from dynamix.segmentation.counts import user_counts
 from dynamix.segmentation.identity import (
@@ -237,7 +237,7 @@ def _register(run: Run, settled: Settled, result: StepResult, tracking_uri: str)
     path.write_text(json.dumps(tree, sort_keys=True), encoding="utf-8")
     numbers = {k: float(v) for k, v in settled.fitted.choice.chosen.numbers.items() if np.isfinite(v)}
     version = register_segmenter(
-        Registry(run.warehouse.private, tracking_uri),
+        run.registry(tracking_uri),
         artefact=path,
         metrics=numbers | result.metrics,
         tags={

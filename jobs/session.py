@@ -49,6 +49,7 @@ and compiled again until the end.
 Short sessions (tests, tiny worlds) gain from `-XX:TieredStopAtLevel=1` in DYNAMIX_JAVA_OPTIONS: the optimising
 compiler costs them more than it pays back. At 20 million history events it halves the writing of rows.
 """
+LAUNCHER_LOG = "launcher.log"
 _LOG4J = """status = error
 rootLogger.level = error
 rootLogger.appenderRef.file.ref = file
@@ -103,15 +104,17 @@ def get_spark(app: str = "dynamix", *, environment: Mapping[str, str] | None = N
 
 
 def _start(builder: SparkSession.Builder, work: Path) -> SparkSession:
-    """Start the JVM with its chatter on standard error sent to a file."""
-    saved = os.dup(2)
-    with (work / "launcher.log").open("w") as sink:
-        os.dup2(sink.fileno(), 2)
+    """Start the JVM with its chatter sent to a file: VACUUM prints to standard output, which `--json` has for itself."""
+    saved = {number: os.dup(number) for number in (1, 2)}
+    with (work / LAUNCHER_LOG).open("w") as sink:
+        for number in saved:
+            os.dup2(sink.fileno(), number)
         try:
             return builder.getOrCreate()
         finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+            for number, copy in saved.items():
+                os.dup2(copy, number)
+                os.close(copy)
 
 
 def java_program(environment: Mapping[str, str]) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -17,7 +17,9 @@ from pyspark.sql import functions as F
 from dynamix.contracts import MASKS
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.cli import perform
+from dynamix.jobs.diff import changes
 from dynamix.jobs.options import build_parser
+from dynamix.jobs.report_data import cells_from_rows
 from dynamix.jobs.session import get_spark
 from dynamix.jobs.settings import resolve_config
 
@@ -25,12 +27,6 @@ CHANGED_CELLS = "changed_cells"
 """Task value of `mask`, read by the condition in resources/daily.yml."""
 REFIT_DUE = "refit_due"
 """Task value of `monitor`, 1 or 0, read by the condition in resources/monitor.yml."""
-
-
-Cell: TypeAlias = tuple[int, str, str]
-"""Segment id, tier, stream."""
-Grid: TypeAlias = dict[Cell, tuple[int, float]]
-"""Quota and boost of every cell of a mask version."""
 
 
 class TaskFailed(RuntimeError):
@@ -84,26 +80,14 @@ def _set_value(spark: SparkSession, key: str, value: int) -> None:
 def changed_cells(masks: DataFrame, version: str, *, whole: Callable[[str], int]) -> int:
     """Cells (segment, tier, stream) whose quota or boost differs between this version and the published one.
 
-    A cell that one of them lacks is kept as a whole there: quota `whole(stream)`, no boost. So without a
-    published version every dropped, cut or boosted cell counts, and a published version counts 0 against itself.
+    A cell that one of them lacks is kept as a whole there (jobs/diff.py). So without a published version every
+    dropped, cut or boosted cell counts, and a published version counts 0 against itself.
     """
-    rows = masks.where((F.col("mask_version") == version) | (F.col("status") == "published"))
-    columns = ("mask_version", "status", "segment_id", "tier", "stream", "quota", "boost")
-    own: Grid = {}
-    published: Grid = {}
-    for row in rows.select(*columns).collect():
-        cell = (row["segment_id"], row["tier"], row["stream"])
-        for side, belongs in (
-            (own, row["mask_version"] == version),
-            (published, row["status"] == "published"),
-        ):
-            if belongs:
-                side[cell] = (row["quota"], row["boost"])
-
-    def kept(side: Grid, cell: Cell) -> tuple[int, float]:
-        return side.get(cell, (whole(cell[2]), 0.0))
-
-    return sum(kept(own, cell) != kept(published, cell) for cell in own.keys() | published.keys())
+    own, published = (
+        cells_from_rows(row.asDict() for row in masks.where(where).collect())
+        for where in (F.col("mask_version") == version, F.col("status") == "published")
+    )
+    return len(changes(published, own, whole=whole))
 
 
 def task_values(spark: SparkSession) -> TaskValues | None:

@@ -81,7 +81,7 @@ def train(
     its contract differs.
     """
     config = run.config.train
-    registry = Registry(run.warehouse.private, tracking_uri)
+    registry = run.registry(tracking_uri)
     if register_from is not None:
         kept = Registration.load(run.folder.parent, register_from)
         return StepResult(facts=dict(_registered(run, registry, register_from, kept)))

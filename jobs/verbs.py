@@ -17,8 +17,10 @@ from dynamix.features.tables import Warehouse
 from dynamix.jobs.audit import audit
 from dynamix.jobs.bundle import bundle
 from dynamix.jobs.context import Run, StepResult, new_run_id
+from dynamix.jobs.diff import diff
 from dynamix.jobs.explain import explain
 from dynamix.jobs.forget import forget, refuse_wrong_call
+from dynamix.jobs.maintain import maintain
 from dynamix.jobs.monitor import monitor
 from dynamix.jobs.plan import plan
 from dynamix.jobs.power import power
@@ -28,6 +30,9 @@ from dynamix.jobs.session import get_spark
 from dynamix.jobs.settings import dump, store_config
 from dynamix.jobs.troubles import said_plainly
 
+DATELESS = ("forget", "maintain", "diff")
+"""Verbs that ask no table for their date: nobody may be left in them after `forget`, the others do not depend on it."""
+
 
 def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:
     """Run one warehouse verb under this config. Raises DynamixError with the exit code."""
@@ -35,7 +40,8 @@ def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:
     day = arguments.run_date
     if arguments.verb == "forget":
         refuse_wrong_call(arguments.users, arguments.warehouse)
-        day = day or datetime.now(UTC).date()  # it asks no table for its date: nobody may be left in them
+    if arguments.verb in DATELESS:
+        day = day or datetime.now(UTC).date()
     run = open_run(arguments.warehouse, config, events, run_date=day, quiet=arguments.quiet)
     (run.folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     if events is not None and arguments.verb != "plan":
@@ -90,6 +96,10 @@ def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:
         return monitor(run)
     if verb == "audit":
         return audit(run, users=arguments.users, seed=arguments.seed)
+    if verb == "maintain":
+        return maintain(run, least=arguments.keep_hours)
+    if verb == "diff":
+        return diff(run, arguments.first, arguments.second)
     if verb == "forget":
         return forget(run, users=arguments.users, dry_run=arguments.dry_run)
     if verb == "explain":

@@ -27,6 +27,7 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 ALIASES = (CHALLENGER, CHAMPION)
 EXPERIMENT = "dynamix"
 _NOISY = ("alembic", "mlflow", "sqlalchemy", "alembic.runtime.migration", "mlflow.store.db.utils")
+_STATED = "MLFLOW_TRACKING_URI"
 _REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "mlflow")
 
 
@@ -308,7 +309,7 @@ def connected(registry: Registry) -> Iterator[Any]:
 
         for name in _NOISY:
             logging.getLogger(name).setLevel(logging.ERROR)
-        before = mlflow.get_tracking_uri()
+        before, stated = mlflow.get_tracking_uri(), os.environ.get(_STATED)
         logging_utils.disable_logging()  # type: ignore[no-untyped-call]  # its own lines on standard error
         try:
             mlflow.set_tracking_uri(registry.tracking_uri)
@@ -322,8 +323,12 @@ def connected(registry: Registry) -> Iterator[Any]:
             ) from harmless(trouble)
         finally:
             logging_utils.enable_logging()  # type: ignore[no-untyped-call]
-            mlflow.set_tracking_uri(before)
+            mlflow.set_tracking_uri(
+                before
+            )  # puts it into the environment as well, where it would pass for stated
             mlflow.set_registry_uri(before)
+            os.environ.pop(_STATED, None)
+            os.environ |= {_STATED: stated} if stated is not None else {}
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
 

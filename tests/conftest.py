@@ -19,6 +19,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # doctest: it would end the process with SystemExit(0).
     sys.modules["__main__"].__file__ = __file__
 
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # a developer's own store gets no versions of tests
+
 settings.register_profile(
     "dynamix", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -1,10 +1,9 @@
-"""What VACUUM must leave: hours from the log, and the maintenance notebook run on a small warehouse."""
+"""What VACUUM must leave: hours from the log, and `dynamix maintain` on a small warehouse."""
 
 from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import time
 from datetime import UTC, datetime, timedelta
@@ -14,16 +13,19 @@ from types import SimpleNamespace
 import pytest
 from pyspark.sql import SparkSession
 
+from dynamix.config import Config
 from dynamix.contracts import STREAMS
 from dynamix.errors import ConfigError, EnvironmentTrouble
 from dynamix.features.table_files import data_files
 from dynamix.features.tables import Warehouse
+from dynamix.jobs import maintain as module
 from dynamix.jobs import retention
+from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.frames import table_frame
+from dynamix.jobs.maintain import maintain
 from dynamix.jobs.retention import KEEP_HOURS, keep_hours, retention_sql
 from dynamix.models.registry import Registry, Version
 
-PROJECT = Path(__file__).resolve().parents[2]
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 COMMITS = {v: NOW - timedelta(hours=h) for v, h in {4: 1000, 5: 500, 6: 300, 7: 2}.items()}
 
@@ -72,24 +74,8 @@ def test_pins_are_those_of_both_aliases_and_of_the_last_ingest(monkeypatch: pyte
     assert retention.pinned_versions(*place) == {}
 
 
-class Widgets:
-    """Stand-in for `dbutils.widgets`: a given value wins over the default."""
-
-    def __init__(self, **given: str) -> None:
-        self.given = given
-
-    def text(self, name: str, default: str, label: str) -> None:
-        self.given.setdefault(name, default)
-
-    def get(self, name: str) -> str:
-        return self.given[name]
-
-
-def _maintain(root: Path, *, least: int) -> None:
-    """The maintenance page, run on the warehouse."""
-    page = PROJECT / "notebooks" / "databricks" / "maintenance.py"
-    widgets = Widgets(warehouse=str(root), keep_hours=str(least))
-    runpy.run_path(str(page), init_globals={"dbutils": SimpleNamespace(widgets=widgets)})
+def _maintain(spark: SparkSession, warehouse: Warehouse, *, least: int) -> StepResult:
+    return maintain(Run(spark, warehouse, Config(), NOW.date(), "r1", quiet=True), least=least)
 
 
 def _aged(source: Path, target: Path, *, hours: int) -> None:
@@ -131,15 +117,16 @@ def test_fault_28_a_retention_shorter_than_deltas_is_refused_and_pins_lengthen_i
     spark: SparkSession, overwritten: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The protection taken away, no pin, the same maintenance loses version 1, which the next reader is told."""
-    monkeypatch.setattr(retention, "pinned_versions", lambda warehouse, registry: {"streams": {1}})
+    monkeypatch.setattr(module, "pinned_versions", lambda warehouse, registry: {"streams": {1}})
     files = data_files(Path(overwritten.path(STREAMS.name)))
     with pytest.raises(ConfigError, match="keep_hours 2 is shorter than Delta's own retention") as refused:
-        _maintain(overwritten.root, least=2)
+        _maintain(spark, overwritten, least=2)
     assert (refused.value.exit_code, data_files(Path(overwritten.path(STREAMS.name)))) == (2, files)
-    _maintain(overwritten.root, least=KEEP_HOURS)  # 300 hours are more than those
+    kept = _maintain(spark, overwritten, least=KEEP_HOURS).facts["kept"]  # 300 hours ago is more
+    assert kept == {"streams": {"hours": 302, "pinned": [1]}}
     assert _rows(spark, overwritten, 1) == ["shop/view"]
-    monkeypatch.setattr(retention, "pinned_versions", lambda warehouse, registry: {})
-    _maintain(overwritten.root, least=KEEP_HOURS)
+    monkeypatch.setattr(module, "pinned_versions", lambda warehouse, registry: {})
+    _maintain(spark, overwritten, least=KEEP_HOURS)
     with pytest.raises(EnvironmentTrouble, match="'streams' version 1"):
         _rows(spark, overwritten, 1)
     assert _rows(spark, overwritten, None) == ["shop/buy"]

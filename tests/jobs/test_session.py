@@ -160,3 +160,14 @@ def _fill_ivy(work: Path, artifacts: dict[str, str]) -> str:
     names = [f"{where.split(':')[0]}_{name}-{where.split(':')[1]}.jar" for name, where in artifacts.items()]
     put_jars(work / "ivy" / "jars", tuple(names))
     return "module not found: ..."
+
+
+@pytest.mark.spark
+@pytest.mark.skipif(
+    not Path("/proc/self/fd").is_dir(), reason="needs /proc to see where another process prints to"
+)
+def test_what_the_jvm_prints_never_meets_what_json_prints(spark: SparkSession) -> None:
+    """VACUUM prints to standard output."""
+    jvm = spark.sparkContext._gateway.proc  # type: ignore[union-attr]
+    for number in (1, 2):
+        assert Path(os.readlink(f"/proc/{jvm.pid}/fd/{number}")).name == session.LAUNCHER_LOG

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +14,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from stand_ins import tracking_server
 
 from dynamix.config import TrainConfig
+from dynamix.jobs.context import registry_of
 from dynamix.jobs.registration import EVIDENCE, MODEL, Registration
+from dynamix.jobs.rollback import rollback
 from dynamix.jobs.train import _write_predictions
 from dynamix.models.contest import KEEP_ALL, hold, judge_ranker
 from dynamix.models.dataset import JaggedRows, rows_from_table
 from dynamix.models.evidence import Verdict, write_evidence
-from dynamix.models.registry import CHALLENGER, CHAMPION, RANKER, Registry, artefact_folder, find, move_alias
+from dynamix.models.registry import CHALLENGER, CHAMPION, RANKER, artefact_folder, find
 from dynamix.models.service import RankerService, write_artefacts
 from dynamix.models.serving import Preparation, StreamScale
 
@@ -57,7 +60,7 @@ class Story:
 
     def __init__(self, place: Path, rows: JaggedRows) -> None:
         self.place, self.rows = place, rows
-        self.registry = Registry(place / "_dynamix")
+        self.registry = registry_of(place / "_dynamix")
 
     def champion(self) -> str | None:
         found = find(self.registry, RANKER, CHAMPION)
@@ -129,8 +132,21 @@ def hold_gate(chapter: Chapter, base: Path) -> None:
     assert found["upper95"] == pytest.approx(found["delta_ne_pct"] + 1.6449 * found["user_se"], rel=1e-9)
 
 
+@pytest.fixture
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """SQLite in the warehouse, or a real tracking server that MLFLOW_TRACKING_URI names."""
+    if request.param == "sqlite":
+        yield
+        return
+    with tracking_server(tmp_path / "server") as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield
+    assert not (tmp_path / "_dynamix" / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("store", ["sqlite", pytest.param("server", marks=pytest.mark.slow)], indirect=True)
 def test_first_becomes_champion_worse_is_refused_better_takes_over_and_back(
-    tmp_path: Path, table: Callable[..., pa.Table]
+    tmp_path: Path, store: None, table: Callable[..., pa.Table]
 ) -> None:
     lengths = [int(k) for k in np.random.default_rng(2).integers(0, 16, 8000)]
     rows = rows_from_table(table(lengths, effect=4.0), heads=(HEAD,), item_buckets=50)
@@ -150,7 +166,7 @@ def test_first_becomes_champion_worse_is_refused_better_takes_over_and_back(
     assert better.verdict.delta.high < 0
     hold_gate(better, first.folder)
 
-    move_alias(story.registry, RANKER, CHAMPION, "1", expected="3")  # the rollback
+    assert rollback(story.registry).facts["to"] == story.champion() == "1"
     back, _ = artefact_folder(story.registry, f"models:/{RANKER}@{CHAMPION}")
     validate = rows.select("validate", holdout=False)
     again = RankerService.load(back).score_stored(validate)[HEAD]
