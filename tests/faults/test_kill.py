@@ -15,7 +15,7 @@ from dynamix.contracts import EVENTS, EVENTS_QUARANTINE
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.run import execute
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
 FIRST = datetime(2026, 1, 5, 10)
 

@@ -91,7 +91,6 @@ def test_fault_02_a_commit_whose_answer_was_lost_is_made_once_more_in_its_own_pl
     assert stored(spark, warehouse) != [("a", 1), ("a", 2)]
 
 
-@pytest.mark.slow  # tests/faults/test_kill.py kills a whole run
 def test_fault_03_killed_while_files_are_written(spark: SparkSession, tmp_path: Path) -> None:
     """The version stays, the rerun succeeds, the files that nobody committed go with VACUUM and not before."""
     warehouse = Warehouse(tmp_path / "W")
