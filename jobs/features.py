@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from dynamix.config import FEATURE_SECTIONS
 from dynamix.contracts import EBF_SESSION, EBF_SURFACE, EVENTS, OPT_OUT, STREAMS, USER_STATS, Table
-from dynamix.errors import GuardError
+from dynamix.errors import ConfigError, GuardError
 from dynamix.features.baseline import add_streams, add_users, fit_streams, user_stats
 from dynamix.features.calendar import Calendar, build_calendar, instant_sql, midnight
 from dynamix.features.engine import EbfTables, ebf_tables
@@ -52,8 +52,11 @@ def features(run: Run, *, since: date | None = None, until: date | None = None) 
     Without dates: the days of events that changed since each table was built, or everything where the
     baseline, the config or the code is another one. `since` and `until` (half-open) replace those days of
     `ebf_session` and `ebf_surface` whatever has changed; the windows that end at the run date, streams and
-    user statistics then follow all events. GuardError when no event lies before the run date.
+    user statistics then follow all events. GuardError when no event lies before the run date; ConfigError for a
+    range without a day.
     """
+    if since is not None and until is not None and since >= until:
+        raise ConfigError(f"--from {since} --to {until} holds no day; --to is the day after the last one")
     result = StepResult()
     given = since is not None or until is not None
     inputs = feature_inputs(run)

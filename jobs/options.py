@@ -64,7 +64,11 @@ def build_parser() -> argparse.ArgumentParser:
     importer.add_argument("--out", type=Path, required=True)
 
     _warehouse(verb("ingest", "raw events → events, events_quarantine"), events=True)
-    _warehouse(verb("features", "events → sessions, surfaces, user statistics, streams"))
+    features = verb("features", "events → sessions, surfaces, user statistics, streams")
+    _warehouse(features)
+    days = "of a range of days that is made anew whatever has changed, YYYY-MM-DD"
+    features.add_argument("--from", dest="since", type=_day, metavar="D", help=f"first day {days}")
+    features.add_argument("--to", dest="until", type=_day, metavar="D", help="the day after its last one")
     _warehouse(verb("segment", "fit, assign and register user segments"))
     mask = verb("mask", "relevance per segment × stream → keep/boost masks")
     _warehouse(mask)

@@ -105,7 +105,17 @@ def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:
     if verb == "explain":
         return explain(run, arguments.stream, segment=arguments.segment)
     options: dict[str, Any] = {}
-    for name in ("allow_empty", "rebuild", "given", "truth", "model", "register_from", "warm_start"):
+    for name in (
+        "allow_empty",
+        "rebuild",
+        "given",
+        "truth",
+        "model",
+        "register_from",
+        "warm_start",
+        "since",
+        "until",
+    ):
         value = getattr(arguments, name, None)
         if value:
             options[name] = value

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from dynamix.errors import ConfigError
 from dynamix.jobs.cli import HANDLERS, main
+from dynamix.jobs.context import Run
+from dynamix.jobs.features import features
 from dynamix.jobs.options import build_parser
 
 
@@ -38,6 +43,14 @@ def test_a_run_date_that_is_no_date_ends_with_two(capsys: pytest.CaptureFixture[
         main(["features", "--warehouse", "w", "--run-date", "yesterday"])
     assert stopped.value.code == 2
     assert "YYYY-MM-DD" in capsys.readouterr().err
+
+
+def test_a_range_of_days_is_half_open_and_holds_a_day() -> None:
+    given = ["features", "--warehouse", "w", "--from", "2026-01-05", "--to", "2026-01-07"]
+    arguments = build_parser().parse_args(given)
+    assert (arguments.since, arguments.until) == (date(2026, 1, 5), date(2026, 1, 7))
+    with pytest.raises(ConfigError, match="--from 2026-01-05 --to 2026-01-05 holds no day"):
+        features(cast(Run, None), since=date(2026, 1, 5), until=date(2026, 1, 5))
 
 
 def test_an_unknown_config_key_ends_with_two_in_one_line(
