@@ -20,7 +20,14 @@ def _common() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     group = common.add_argument_group("common options")
     group.add_argument("--config", type=Path, action="append", default=[], help="YAML file; later ones win")
-    group.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    group.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one setting; wins over files",
+    )
     group.add_argument("--run-date", type=_day, help="the run sees events before this day 00:00 UTC")
     group.add_argument("--json", action="store_true", help="one JSON object on standard output")
     group.add_argument("--quiet", action="store_true", help="no progress lines")
