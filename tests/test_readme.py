@@ -55,6 +55,17 @@ def test_every_dynamix_command_parses(line: str) -> None:
     assert arguments.verb == line.split()[1]
 
 
+@pytest.mark.parametrize("page", sorted((PROJECT / "docs").rglob("*.md")), ids=lambda page: page.stem)
+def test_every_dynamix_command_of_a_page_parses(page: Path) -> None:
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    parts = [part.strip() for line in lines for part in re.split(r"#|;|&&|\|\|?|>", line)]
+    found = [shlex.split(part) for part in parts if part.startswith("dynamix ") and "…" not in part]
+    for words in found:
+        assert build_parser().parse_args(words[1:]).verb == words[1], words
+    assert found or page.stem != "howto"
+
+
 def test_the_verb_table_names_every_verb_once() -> None:
     table = README.split("| verb | does |")[1].split("\n\n")[0]
     first = [row.split("|")[1] for row in table.splitlines()[2:]]

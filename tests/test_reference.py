@@ -40,6 +40,16 @@ def test_verbs_keys_and_tables_are_all_there(script: dict[str, Any]) -> None:
         assert line in page
 
 
+def test_every_config_key_says_what_it_is() -> None:
+    sections = {
+        k: i.annotation for k, i in Config.model_fields.items() if hasattr(i.annotation, "model_fields")
+    }
+    fields = {k: i for k, i in Config.model_fields.items() if k not in sections}
+    fields |= {f"{s}.{k}": i for s, part in sections.items() for k, i in part.model_fields.items()}  # type: ignore[union-attr]
+    assert len(fields) > 60
+    assert [key for key, info in fields.items() if not info.description] == []
+
+
 def test_an_old_page_is_noticed(
     script: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,7 +42,9 @@ class Section(BaseModel):
 
 
 class SessionConfig(Section):
-    rule: Literal["gap", "given"] = "gap"
+    rule: Literal["gap", "given"] = Field(
+        "gap", description="gap: cut by silence; given: the source's own session id"
+    )
     gap_s: float = Field(1800.0, gt=0, description="s; a new session iff the silence is strictly longer")
     max_length_s: float = Field(86400.0, gt=0, description="s; longer sessions are split and flagged")
 
@@ -73,9 +75,12 @@ class DwellConfig(Section):
 class AttributionConfig(Section):
     click_window_s: float = Field(604800.0, ge=0, alias="click_window", description="s")
     view_window_s: float = Field(86400.0, ge=0, alias="view_window", description="s")
-    model: Literal["last_touch"] = "last_touch"
-    join_on: tuple[tuple[str, ...], ...] = (("request_id", "item_id"), ("ad_id",), ("item_id",))
-    count: Literal["one"] = "one"
+    model: Literal["last_touch"] = Field("last_touch", description="the latest impression of those in reach")
+    join_on: tuple[tuple[str, ...], ...] = Field(
+        (("request_id", "item_id"), ("ad_id",), ("item_id",)),
+        description="columns; the first tuple that both rows have whole decides",
+    )
+    count: Literal["one"] = Field("one", description="impressions that an event may be given to")
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     _lengths = field_validator("click_window_s", "view_window_s", mode="before")(seconds)
@@ -87,7 +92,9 @@ class HistoryConfig(Section):
     embargo_s: float = Field(
         60.0, ge=0, alias="embargo", description="s; history ends strictly before t - embargo"
     )
-    as_known_at: Literal["impression", "run_date"] = "impression"
+    as_known_at: Literal["impression", "run_date"] = Field(
+        "impression", description="instant by which an event of the history must be known"
+    )
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     _lengths = field_validator("embargo_s", mode="before")(seconds)
@@ -97,59 +104,69 @@ class SegmentationConfig(Section):
     method: Literal["mix"] = Field(
         "mix", description="neural, mix-merge and paper2 are not wired into jobs and serving yet"
     )
-    control: Literal["none", "one", "shuffled", "tier"] = "none"
+    control: Literal["none", "one", "shuffled", "tier"] = Field(
+        "none", description="a segmentation that is none, to compare with"
+    )
     k_max: int = Field(8, ge=1, le=32, description="largest number of segments tried")
     confidence: float = Field(0.9, gt=0, lt=1, description="posterior needed to leave segment 0")
     min_events: int = Field(15, ge=1, description="usable events needed to leave segment 0")
-    min_share: float = Field(0.01, ge=0, lt=1)
+    min_share: float = Field(0.01, ge=0, lt=1, description="of users; a smaller segment refuses that K")
     stability: float = Field(0.6, ge=0, le=1, description="split-half ARI below it refuses that K")
     max_length_eta2: float = Field(
         0.1, ge=0, le=1, description="share of log length explained by the segment"
     )
-    restarts: int = Field(3, ge=1)
-    max_iter: int = Field(60, ge=1)
+    restarts: int = Field(3, ge=1, description="drawn starts of EM, of which the likeliest is kept")
+    max_iter: int = Field(60, ge=1, description="steps of EM at most")
     emission_prior: float = Field(0.5, gt=0, description="Dirichlet a of the M step (A.4.3)")
     dwell_bins: bool = Field(True, description="emissions over streams x dwell bins; false: streams only")
-    seed: int = 0
+    seed: int = Field(0, description="of the starts, and of the controls")
 
 
 class MaskConfig(Section):
     delta: float = Field(0.10, gt=0, description="log-odds per SD that a drop must exclude")
     ne_budget: float = Field(0.001, gt=0, lt=0.5, description="relative NE that all drops together may cost")
-    rule: Literal["bound", "none", "random", "global"] = "bound"
+    rule: Literal["bound", "none", "random", "global"] = Field(
+        "bound", description="none keeps all, random drops as many tokens by hash, global is one mask for all"
+    )
     length: Literal["bound", "full"] = Field(
         "bound", description="of kept streams: newest events that the budget asks for, or the whole history"
     )
-    given: Literal["baseline", "champion", "none"] = "baseline"
+    given: Literal["baseline", "champion", "none"] = Field(
+        "baseline",
+        description="prediction that relevance starts from: without history, the champion's, the base rate",
+    )
     min_token_share: float = Field(
         0.002, ge=0, lt=1, description="of the segment's tokens; smaller cells stay"
     )
     support: float = Field(2.93, gt=0, description="positives needed = (support/delta)^2 * deff")
-    max_censored_share: float = Field(0.5, ge=0, le=1)
+    max_censored_share: float = Field(
+        0.5, ge=0, le=1, description="of a stream's events; above it the stream is not dropped"
+    )
     ttl_days: int = Field(28, ge=1, description="age at which a published mask is retired")
     window_days: int = Field(
         7, ge=1, description="a window of the watch over a published mask; two are read at a time"
     )
-    per_tier: bool = False
-    seed: int = 0
+    seed: int = Field(0, description="of the rule `random`")
 
 
 class TrainConfig(Section):
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    batch_size: int = Field(1024, ge=2)
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="auto says what it took; cuda without a GPU is exit 5"
+    )
+    batch_size: int = Field(1024, ge=2, description="impressions of an optimiser step")
     epochs: int = Field(
         3, ge=1, description="passes over the training rows; the one with the least validation loss is kept"
     )
     min_steps: int = Field(
         450, ge=1, description="optimiser steps at least: few rows get more passes than `epochs`"
     )
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(1e-5, ge=0)
-    embedding_dim: int = Field(16, ge=2)
-    hidden: tuple[int, ...] = (64, 32)
+    learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
+    weight_decay: float = Field(1e-5, ge=0, description="of AdamW")
+    embedding_dim: int = Field(16, ge=2, description="width of every embedding")
+    hidden: tuple[int, ...] = Field((64, 32), description="widths of the layers above the trunk")
     item_buckets: int = Field(20_000, ge=2, description="hash buckets of item ids")
-    seeds: tuple[int, ...] = (0,)
-    threads: int = Field(2, ge=1)
+    seeds: tuple[int, ...] = Field((0,), description="one training of every arm each")
+    threads: int = Field(2, ge=1, description="of torch; equal numbers give equal weights")
     bootstrap: int = Field(500, ge=50, description="Poisson bootstrap replicates, clustered by user")
     max_rows: int = Field(
         0, ge=0, description="cap on training rows, 0 = all; the newest users' hash is taken"
@@ -180,9 +197,9 @@ class MonitorConfig(Section):
 
 
 class PriceConfig(Section):
-    currency: str = "EUR"
-    per_training_hour: float = Field(0.0, ge=0)
-    per_billion_inferences: float = Field(0.0, ge=0)
+    currency: str = Field("EUR", description="of the receipt")
+    per_training_hour: float = Field(0.0, ge=0, description="0: the receipt names no money")
+    per_billion_inferences: float = Field(0.0, ge=0, description="0: the receipt names no money")
 
 
 class PrivacyConfig(Section):
@@ -210,18 +227,30 @@ class Config(Section):
     time_unit: Literal["s", "ms", "us"] | None = Field(
         None, description="unit of numeric times; undeclared is an error"
     )
-    format: Literal["parquet", "delta", "csv", "json"] | None = None
-    attributes: tuple[str, ...] = ()
-    contract: Literal["open", "closed_unknown", "closed_fail"] = "open"
-    known_streams: tuple[str, ...] = ()
-    impression_types: tuple[str, ...] = ("impression",)
-    click_types: tuple[str, ...] = ("click",)
-    conversion_types: tuple[str, ...] = ("conversion",)
-    organic_impressions: bool = False
+    format: Literal["parquet", "delta", "csv", "json"] | None = Field(
+        None, description="of the source; none: by its file names"
+    )
+    attributes: tuple[str, ...] = Field((), description="further columns of the source that events carry")
+    contract: Literal["open", "closed_unknown", "closed_fail"] = Field(
+        "open", description="an unseen surface/event_type: a new stream, stream `unknown`, or exit 3"
+    )
+    known_streams: tuple[str, ...] = Field((), description="streams of a closed contract")
+    impression_types: tuple[str, ...] = Field(("impression",), description="event types that are ads shown")
+    click_types: tuple[str, ...] = Field(
+        ("click",), description="event types that are clicks; none: no such head"
+    )
+    conversion_types: tuple[str, ...] = Field(("conversion",), description="event types that are conversions")
+    organic_impressions: bool = Field(
+        False, description="true: impressions are also streams, and part of sessions and dwell"
+    )
     prediction_rows: str = Field("", description="SQL condition on impressions (conditions.py); empty = all")
-    labels: tuple[Literal["click", "conversion"], ...] = ("click", "conversion")
+    labels: tuple[Literal["click", "conversion"], ...] = Field(
+        ("click", "conversion"), description="served heads"
+    )
     label_meaning: str | dict[str, str] = Field("ad conversion", description="shown wherever a number stands")
-    max_quarantined: float = Field(0.05, ge=0, le=1)
+    max_quarantined: float = Field(
+        0.05, ge=0, le=1, description="share of unusable rows above which nothing is written"
+    )
     future_tolerance_s: float = Field(
         900.0, ge=0, description="s after ingest before an event counts as future"
     )
