@@ -13,7 +13,7 @@ from typing import Any
 
 from dynamix.config import Config
 from dynamix.errors import ConfigError, DynamixError, GuardError
-from dynamix.jobs.hidden import hide, hide_all
+from dynamix.jobs.hidden import hide, hide_all, shown
 from dynamix.jobs.options import build_parser
 
 
@@ -63,14 +63,14 @@ def _fail(outcome: Outcome, arguments: Namespace, code: int, message: str) -> No
     outcome.exit_code = code
     outcome.message = hide(message)
     if arguments.debug:
-        print(hide(traceback.format_exc()), file=sys.stderr, end="")
-    print(f"dynamix {arguments.verb}: {outcome.message}", file=sys.stderr)
+        print(shown(traceback.format_exc()), file=sys.stderr, end="")
+    print(shown(f"dynamix {arguments.verb}: {outcome.message}"), file=sys.stderr)
 
 
 def _say(arguments: Namespace, *lines: str) -> None:
     stream = sys.stderr if arguments.json else sys.stdout
     for line in lines:
-        print(hide(line), file=stream, flush=True)
+        print(shown(line), file=stream, flush=True)
 
 
 def _simulate(arguments: Namespace, outcome: Outcome) -> None:
@@ -160,7 +160,7 @@ def _on_warehouse(arguments: Namespace, outcome: Outcome) -> None:
         rows = run.warehouse.read(run.spark, name).count() if arguments.json else -1
         outcome.tables[name] = {"version": version, "rows": rows}
     for warning in result.warnings:
-        print(hide(f"warning: {warning}"), file=sys.stderr)
+        print(shown(f"warning: {warning}"), file=sys.stderr)
     _say(arguments, *str(result.facts.get("text", "")).splitlines())
     _refuse_no_change(arguments, result.verdicts, result.facts)
     _ask_for_refit(result.facts)

@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 
 from dynamix.config import Config
 from dynamix.features.tables import Warehouse
-from dynamix.jobs.hidden import hide
+from dynamix.jobs.hidden import shown
 from dynamix.models.registry import Registry
 
 
@@ -41,7 +41,7 @@ class Run:
 
     def note(self, text: str) -> None:
         """A line of progress on standard error and in the run's log, without secrets."""
-        text = hide(text)
+        text = shown(text)
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
         with (self.folder / "run.log").open("a", encoding="utf-8") as log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,14 @@ def execute(
     record(run, [*waiting, Entry(step, "done", mark, result, seconds)])
     waiting.clear()
     run.note(f"{verb}: done in {seconds:.1f} s")
+    return result
+
+
+def logged(run: Run, verb: str, action: Callable[..., StepResult], **options: Any) -> StepResult:
+    """A verb that is no step of the cycle; what it has done is a row of the run log, what it refused is not."""
+    start = time.monotonic()
+    result = action(run, **options)
+    record(run, [Entry(Step(verb, action, (), (), ()), "done", "", result, time.monotonic() - start)])
     return result
 
 

@@ -25,7 +25,7 @@ from dynamix.jobs.monitor import monitor
 from dynamix.jobs.plan import plan
 from dynamix.jobs.power import power
 from dynamix.jobs.report import report
-from dynamix.jobs.run import STEPS, execute, run_all
+from dynamix.jobs.run import STEPS, execute, logged, run_all
 from dynamix.jobs.session import get_spark
 from dynamix.jobs.settings import dump, store_config
 from dynamix.jobs.troubles import said_plainly
@@ -97,11 +97,13 @@ def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:
     if verb == "audit":
         return audit(run, users=arguments.users, seed=arguments.seed)
     if verb == "maintain":
-        return maintain(run, least=arguments.keep_hours)
+        return logged(run, verb, maintain, least=arguments.keep_hours)
     if verb == "diff":
         return diff(run, arguments.first, arguments.second)
     if verb == "forget":
-        return forget(run, users=arguments.users, dry_run=arguments.dry_run)
+        if arguments.dry_run:
+            return forget(run, users=arguments.users, dry_run=True)
+        return logged(run, verb, forget, users=arguments.users)
     if verb == "explain":
         return explain(run, arguments.stream, segment=arguments.segment)
     options: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from stand_ins import failing_store, out_of_order
 from dynamix.errors import DynamixError, EnvironmentTrouble, InputError
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.cli import main
-from dynamix.jobs.hidden import hide, hide_all, secret_values
+from dynamix.jobs.hidden import hide, hide_all, secret_values, shown
 from dynamix.models.registry import ChildRun, Registry, log_training
 from dynamix.redaction import harmless, without_secrets
 
@@ -71,6 +71,27 @@ def test_every_text_of_an_outcome_is_looked_at(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("STORE_PASSWORD", 'pa"ss\\word')
     tree = {"message": 'by pa"ss\\word', "facts": {"tried": ['pa"ss\\word', 3, None]}}
     assert hide_all(tree) == {"message": "by [hidden]", "facts": {"tried": ["[hidden]", 3, None]}}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a\tb\nc é 🗝", "a\tb\nc é 🗝"),
+        ("\x1b[2J\x1b]0;title\x07", r"\x1b[2J\x1b]0;title\x07"),
+        ("over\rwritten\x08\x00\x9b31m", r"over\rwritten\x08\x00\x9b31m"),
+        ("feed\u202eweiv", r"feed\u202eweiv"),
+    ],
+)
+def test_signs_that_steer_a_terminal_are_spelt_out(text: str, told: str) -> None:
+    assert shown(text) == told
+
+
+def test_a_name_from_outside_cannot_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["features", "--warehouse", str(tmp_path), "--set", "\x1b[2Jkey=1"]) == 2
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err and r"\x1b[2Jkey" in said.err
 
 
 def test_no_error_of_ours_carries_credentials(environment: None) -> None:

@@ -14,12 +14,13 @@ import pytest
 from pyspark.sql import SparkSession
 
 from dynamix.config import Config
-from dynamix.contracts import STREAMS
+from dynamix.contracts import RUN_LOG, STREAMS
 from dynamix.errors import ConfigError, EnvironmentTrouble
 from dynamix.features.table_files import data_files
 from dynamix.features.tables import Warehouse
 from dynamix.jobs import maintain as module
 from dynamix.jobs import retention
+from dynamix.jobs.cli import main
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.frames import table_frame
 from dynamix.jobs.maintain import maintain
@@ -141,3 +142,16 @@ def test_the_log_stays_as_long_as_the_files() -> None:
     )
     with pytest.raises(ConfigError, match="keep_hours 167"):
         retention_sql("W/t", 167)
+
+
+@pytest.mark.spark
+def test_the_command_says_what_it_kept_and_leaves_a_row_in_the_run_log(
+    spark: SparkSession, overwritten: Warehouse, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["maintain", "--warehouse", str(overwritten.root), "--json", "--quiet"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["facts"]["kept"] == {"streams": {"hours": KEEP_HOURS, "pinned": []}}
+    (row,) = overwritten.read(spark, RUN_LOG.name).collect()
+    assert (row["step"], row["status"], row["run_id"]) == ("maintain", "done", outcome["run_id"])
+    assert main(["maintain", "--warehouse", str(overwritten.root), "--keep-hours", "1"]) == 2
+    assert overwritten.read(spark, RUN_LOG.name).count() == 1
