@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dynamix.config import Config
-from dynamix.contracts import COLD_SEGMENT, MASKS, TRAINING_ROWS
+from dynamix.contracts import COLD_SEGMENT, MASKS, RUN_LOG, TRAINING_ROWS
 from dynamix.declarations import base_stream
 from dynamix.errors import ConfigError, GuardError
 from dynamix.features.calendar import Calendar
@@ -145,8 +145,9 @@ def build_arms(run: Run) -> ArmRows:
 def mask_versions(run: Run, segment_version: str) -> dict[str, str]:
     """Arm -> mask version: keep-all always, `masked` and `global` where such a version is stored.
 
-    `masked` is the newest proposed or published version, `global` the newest control. GuardError (exit 4) when
-    the newest version is of other segments than the rows get: run `dynamix mask` first (docs/faults.md 4).
+    `masked` is the newest version for these segments that no finished training has retired, `global` the newest
+    control. GuardError (exit 4) when the newest version of either kind is of other segments than the rows get: run
+    `dynamix mask` first (docs/faults.md 4).
     """
     found = {KEEP_ALL: "keep-all"}
     if not run.warehouse.exists(run.spark, MASKS.name):
@@ -159,17 +160,41 @@ def mask_versions(run: Run, segment_version: str) -> dict[str, str]:
         .orderBy(F.col("run_date").desc(), F.col("seq").desc(), "mask_version")
         .collect()
     )
-    for row in listed:
-        arm = GLOBAL if row["status"] == "control" else MASKED
-        if row["status"] == "retired" or arm in found:
-            continue
-        if row["segment_version"] != segment_version:
+    for arm, rows in (
+        (MASKED, [row for row in listed if row["status"] != "control"]),
+        (GLOBAL, [row for row in listed if row["status"] == "control"]),
+    ):
+        if rows and rows[0]["segment_version"] != segment_version:
             raise GuardError(
-                f"mask version {row['mask_version']} is for segments {row['segment_version']}, the newest are "
+                f"mask version {rows[0]['mask_version']} is for segments {rows[0]['segment_version']}, the newest are "
                 f"{segment_version}; run `dynamix mask` first"
             )
-        found[arm] = str(row["mask_version"])
+        own = [row for row in rows if row["segment_version"] == segment_version]
+        for row in own:
+            if row["status"] != "retired" or _retired_by_the_dead(run, str(row["mask_version"])):
+                found[arm] = str(row["mask_version"])
+                break
     return found
+
+
+def _retired_by_the_dead(run: Run, version: str) -> bool:
+    """True where the gate that retired it belongs to a training which never came to its end: it is asked again."""
+    note = run.warehouse.note(MASKS.name, _gate_note(version))
+    if note is None:
+        return False
+    if not run.warehouse.exists(run.spark, RUN_LOG.name):
+        return True
+    done = run.warehouse.read(run.spark, RUN_LOG.name).where(
+        (F.col("run_id") == str(note[_gate_note(version)]))
+        & (F.col("step") == "train")
+        & (F.col("status") == "done")
+    )
+    return done.isEmpty()
+
+
+def _gate_note(version: str) -> str:
+    """Key of the note that a commit of `masks` carries: the run whose gate gave the version its status."""
+    return f"gate of {version}"
 
 
 def mask_rows(run: Run, version: str) -> DataFrame:
@@ -177,8 +202,11 @@ def mask_rows(run: Run, version: str) -> DataFrame:
     return run.warehouse.read(run.spark, MASKS.name).where(F.col("mask_version") == version)
 
 
-def set_status(run: Run, version: str, status: str) -> int:
-    """Write a mask version's status; publishing retires the one that was published before. New table version."""
+def set_status(run: Run, version: str, status: str, *, by_gate: bool = False) -> int:
+    """Write a mask version's status; publishing retires the one that was published before. New table version.
+
+    With `by_gate` the commit says that this run's gate decided, which counts once the run has come to its end.
+    """
     grid = run.warehouse.read(run.spark, MASKS.name)
     written = -1
     if status == "published":
@@ -189,10 +217,10 @@ def set_status(run: Run, version: str, status: str) -> int:
     frame = grid.where(F.col("mask_version") == version).withColumn("status", F.lit(status))
     if frame.where(F.col("status") == status).limit(1).isEmpty():
         raise ConfigError.unknown_version("mask version", version, [])
-    where = equals(mask_version=version)
-    return max(
-        written, run.warehouse.replace(run.spark, MASKS, frame, where=where, metadata={"status": status})
-    )
+    where, note = equals(mask_version=version), {"status": status}
+    if by_gate:
+        note[_gate_note(version)] = run.run_id
+    return max(written, run.warehouse.replace(run.spark, MASKS, frame, where=where, metadata=note))
 
 
 def load_version(

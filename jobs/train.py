@@ -104,7 +104,7 @@ def train(
     _save(run, decision.winner, arms)
     result = _result(contest, decision, arms, content)
     if decision.status and arms.rows[MASKED][0]:
-        result.tables["masks"] = set_status(run, arms.rows[MASKED][0], decision.status)
+        result.tables["masks"] = set_status(run, arms.rows[MASKED][0], decision.status, by_gate=True)
     registration = _registration(run, contest, decision, arms, speed)
     registration.store(run.folder)
     result.facts |= retired | _registered(run, registry, run.run_id, registration)

@@ -29,9 +29,13 @@ class Served:
     """A script that answers each line of JSON on standard input with a line on standard output."""
 
     def __init__(self, script: str, *arguments: str) -> None:
+        self._command = [sys.executable, str(HERE / script), *arguments]
+        self._start()
+
+    def _start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / script), *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **LEAN}, start_new_session=True,
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **LEAN},
+            start_new_session=True,
         )  # fmt: skip
         self.answer()  # "ready"
 
@@ -49,8 +53,14 @@ class Served:
         return line
 
     def ask(self, **request: Any) -> str:
+        """The answer; where none comes, another process takes over, or the next request would get this one's."""
         self.send(**request)
-        return self.answer()
+        try:
+            return self.answer()
+        except AssertionError:
+            self.end()
+            self._start()
+            raise
 
     def wait(self) -> int:
         """Exit status of a process that is about to end."""

@@ -62,6 +62,7 @@ FAULTS: dict[int, Fault] = {
             "tests/e2e/test_cycle.py::test_a_killed_run_goes_on_from_the_last_finished_step",
             f"{_STATISTICS}04_masks_of_other_segments_are_refused_by_training",
             _MATRIX,
+            f"{_STATISTICS}04_a_mask_that_a_dead_training_retired_is_asked_again_and_one_of_a_finished_training_is_not",
         ),
         (
             "tests/faults/test_crash_matrix.py::test_fault_04_without_the_log_a_killed_step_would_be_taken_for_done",
