@@ -71,6 +71,11 @@ def total_loss(m: Measured) -> Gate:
     return Gate("loss", m.loss.total <= m.budget, f"{m.loss.total:.3%} of {m.budget:.3%}")
 
 
+def told_loss(m: Measured) -> Gate:
+    """The drops cost a model that reads the log no more than the budget."""
+    return Gate("told", m.told.total <= m.budget, f"{m.told.total:.3%} of {m.budget:.3%}")
+
+
 def coverage(m: Measured) -> Gate:
     """95 % intervals of beta hold the truth in .93 to .97 of the cells, give or take two errors of that share."""
     n = int(m.judged.sum())
@@ -139,17 +144,17 @@ def cold_loss(m: Measured) -> Gate:
     return Gate("cold", lost <= 0.0002, f"{lost:.3%}, {m.share('cold'):.3f} of its tokens dropped")
 
 
-CLEAN = (null_drops, strong_drops, weak_drops, total_loss, coverage, centred)
+CLEAN = (null_drops, strong_drops, weak_drops, total_loss, told_loss, coverage, centred)
 GATES: dict[str, tuple[Callable[[Measured], Gate], ...]] = {
     "S0": (*CLEAN, quota_horizon),
     "S1": CLEAN,
     "S1-late": (strong_drops, coverage, centred),
-    "S2": (support_floor, strong_drops, total_loss),
-    "S3": (copies, strong_drops, total_loss),
-    "S3-exact": (copies, strong_drops, total_loss),
-    "S6": (cold_loss, strong_drops, total_loss),
+    "S2": (support_floor, strong_drops, total_loss, told_loss),
+    "S3": (copies, strong_drops, total_loss, told_loss),
+    "S3-exact": (copies, strong_drops, total_loss, told_loss),
+    "S6": (cold_loss, strong_drops, total_loss, told_loss),
     "S7": (),
-    "S8": (strong_drops, total_loss),
+    "S8": (strong_drops, total_loss, told_loss),
     "S9": (*CLEAN, quota_horizon),
     "S10": (strong_drops,),
     "null": (type_one, coverage, nothing_matters),
@@ -227,7 +232,10 @@ def _line(m: Measured, results: Sequence[Gate], seconds: float) -> str:
 def over_budget(cells: Mapping[str, Sequence[Measured]]) -> str:
     """How many runs of the presets with that gate truly cost more than the budget."""
     own = [m for preset, runs in cells.items() if total_loss in GATES[preset] for m in runs]
-    return f"{sum(m.loss.total > m.budget for m in own)} of {len(own)} runs"
+    told = sum(m.told.total > m.budget for m in own)
+    return (
+        f"{sum(m.loss.total > m.budget for m in own)} of {len(own)} runs; of what the histories tell: {told}"
+    )
 
 
 def _pooled(name: str, runs: Sequence[Measured]) -> str:

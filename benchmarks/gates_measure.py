@@ -13,6 +13,7 @@ from benchmarks.gates_broken import SOUND, Variant
 from benchmarks.gates_loss import Loss, PlantedRows, true_loss
 from benchmarks.gates_quota import Horizons, horizons
 from benchmarks.gates_sums import Sums, planted_sums, statistics_of, world_sums
+from benchmarks.gates_told import Told, told_loss, told_sums
 from benchmarks.gates_world import (
     HEAD,
     START,
@@ -44,7 +45,10 @@ LEAST_POSITIVES = 50
 
 @dataclass(frozen=True)
 class Sample:
-    """One world: sums by variant, those of the planted exposure and p (None where not asked for), planted rows."""
+    """One world: sums by variant, those of the planted exposure and p (None where not asked for), planted rows.
+
+    told: what histories without a planted bug tell of the planted effects.
+    """
 
     world: W.World
     seed: int
@@ -52,6 +56,7 @@ class Sample:
     sums: dict[str, Sums]
     planted: Sums | None
     rows: PlantedRows
+    told: Told
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Measured:
     dwell channel in log-odds per SD, truth = 0 for null cells, else by the same functional of the planted exposure
     and p (NaN where the preset hides that exposure, or nobody asked); spread: what `se` says of beta - truth
     (`_spread`); deff: design effect of the block; copy_of (F,) as in `World`; horizons: quotas beside the planted
-    ones, if asked for.
+    ones, if asked for; loss: by the planted effects; told: of what the histories tell of them.
     """
 
     preset: str
@@ -89,6 +94,7 @@ class Measured:
     copy_of: npt.NDArray[np.int64]
     horizons: Horizons | None
     loss: Loss
+    told: Loss
     budget: float
 
     def share(self, *kinds: str) -> float:
@@ -128,6 +134,7 @@ def sample(
     sums: dict[str, Sums] = {}
     planted: Sums | None = None
     rows: PlantedRows | None = None
+    told: Told | None = None
     for chunk, first in enumerate(range(0, users, CHUNK_USERS)):
         key = (seed, chunk) if chunk else (seed,)
         n = min(CHUNK_USERS, users - first)
@@ -145,13 +152,17 @@ def sample(
         if truth:
             own = planted_sums(made, planted_dwells(drawn))
             planted = own if planted is None else planted + own
-        parts, told = planted_logits(made, days=DAYS)
-        more = PlantedRows(made.rows.given, made.rows.fixed, made.rows.expected, parts, told, world.copy_of)
+        parts, by_copy = planted_logits(made, days=DAYS)
+        seen = told_sums(made, pipeline_dwells(drawn, world_config(), made.calendar), parts)
+        told = seen if told is None else told + seen
+        more = PlantedRows(
+            made.rows.given, made.rows.fixed, made.rows.expected, parts, by_copy, world.copy_of
+        )
         more = more.of(made.rows.expected > 0)  # the first impression of a path never converts
         rows = more if rows is None else rows + more
-    if rows is None:
+    if rows is None or told is None:
         raise ValueError(f"users is {users}; allowed: 1 or more")
-    return Sample(world, seed, users, sums, planted, rows)
+    return Sample(world, seed, users, sums, planted, rows, told)
 
 
 def measured(found: Sample, variant: Variant, config: MaskConfig) -> Measured:
@@ -189,7 +200,8 @@ def measured(found: Sample, variant: Variant, config: MaskConfig) -> Measured:
         truth=_truth(found.world, verdicts, truth, place),
         spread=_spread(found.world, verdicts, truth, place),
         deff=np.array([v.effect.deff for v in verdicts]),
-        copy_of=found.world.copy_of, horizons=cuts, loss=true_loss(found.rows, dropped), budget=config.ne_budget,
+        copy_of=found.world.copy_of, horizons=cuts, loss=true_loss(found.rows, dropped),
+        told=told_loss(found.told, dropped), budget=config.ne_budget,
     )  # fmt: skip
 
 

@@ -38,7 +38,8 @@ def made_up(cells: list[tuple[int, int, str, bool]], **figures: Any) -> Measured
         "positives": np.full(n, 1e4), "needed": np.full(n, 500.0), "shown": np.zeros(n, bool),
         "matters": np.zeros(n, bool), "horizons": asked(n, chosen=4),
         "beta": np.zeros(n), "se": np.ones(n), "truth": np.zeros(n), "spread": np.ones(n), "deff": np.ones(n),
-        "copy_of": np.full(W.N_STREAMS, -1), "loss": Loss(0.0, np.zeros(7)), "budget": 0.001,
+        "copy_of": np.full(W.N_STREAMS, -1), "loss": Loss(0.0, np.zeros(7)), "told": Loss(0.0, np.zeros(7)),
+        "budget": 0.001,
     }  # fmt: skip
     return Measured(**(plain | figures))
 
@@ -80,6 +81,8 @@ def test_weak_cells_count_only_with_their_support() -> None:
 def test_the_loss_may_be_the_budget_and_no_more() -> None:
     assert gates.total_loss(made_up(nulls(0), loss=Loss(0.001, np.zeros(7)))).passed is True
     assert gates.total_loss(made_up(nulls(0), loss=Loss(0.00101, np.zeros(7)))).passed is False
+    assert gates.told_loss(made_up(nulls(0), told=Loss(0.001, np.zeros(7)))).passed is True
+    assert gates.told_loss(made_up(nulls(0), told=Loss(0.00101, np.zeros(7)))).passed is False
 
 
 def test_coverage_fails_on_both_sides() -> None:
@@ -131,7 +134,7 @@ def test_a_quota_may_be_one_bucket_off_the_planted_horizon() -> None:
 def test_runs_over_the_budget_are_counted_where_the_loss_has_a_gate() -> None:
     over = made_up(nulls(0), loss=Loss(0.00101, np.zeros(7)))
     runs = {"S0": [over, made_up(nulls(0))], "null": [over]}
-    assert gates.over_budget(runs) == "1 of 2 runs"
+    assert gates.over_budget(runs) == "1 of 2 runs; of what the histories tell: 0"
 
 
 def test_seeds_are_numbers_and_ranges() -> None:
