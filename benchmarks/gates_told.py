@@ -85,11 +85,9 @@ def told_loss(sums: Told, dropped: Bools) -> Loss:
         kept = np.ones(WIDTH, bool)
         kept[GIVEN:] = np.repeat(~dropped[segment], EACH)
         goal = sums.cross[segment][:, :, dropped[segment]].sum(axis=2)
-        nats = sum(
-            _explained(sums.information[segment], goal, np.flatnonzero(use), half=half) * sign
-            for half in (0, 1)
-            for use, sign in ((np.ones(WIDTH, bool), 1.0), (kept, -1.0))
-        )
+        information = sums.information[segment]
+        by_all, by_kept = (_explained(information, goal, use) for use in (np.ones(WIDTH, bool), kept))
+        nats = max(by_all - by_kept, 0.0)
         n = float(sums.n[segment].sum())
         lost[segment] = nats / (n * entropy(float(sums.p[segment].sum()) / n))
         total += nats
@@ -97,9 +95,15 @@ def told_loss(sums: Told, dropped: Bools) -> Loss:
     return Loss(total / (n * entropy(float(sums.p.sum()) / n)) if n else 0.0, lost)
 
 
-def _explained(information: Floats, goal: Floats, columns: npt.NDArray[np.int64], *, half: int) -> float:
-    """Nats that these values explain of the goal (2, W) on the other half, with what this half teaches."""
-    own, other = (information[side][np.ix_(columns, columns)] for side in (half, 1 - half))
-    ridge = np.diag(_RIDGE * np.diag(own) + 1e-9)
-    theta = np.linalg.solve(own + ridge, goal[half][columns])
-    return float(theta @ goal[1 - half][columns] - 0.5 * theta @ other @ theta)
+def _explained(information: Floats, goal: Floats, use: Bools) -> float:
+    """Nats that the values in use explain of the goal (2, W), each half judged by what the other teaches; at least 0.
+
+    Values that tell nothing are left alone: fitted to noise they would explain less than nothing.
+    """
+    columns, found = np.flatnonzero(use), 0.0
+    for half in (0, 1):
+        own, other = (information[side][np.ix_(columns, columns)] for side in (half, 1 - half))
+        ridge = np.diag(_RIDGE * np.diag(own) + 1e-9)
+        theta = np.linalg.solve(own + ridge, goal[half][columns])
+        found += float(theta @ goal[1 - half][columns] - 0.5 * theta @ other @ theta)
+    return max(found, 0.0)

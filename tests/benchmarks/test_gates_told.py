@@ -43,7 +43,7 @@ FULL = 0.5 * RATE * (1 - RATE) * BETA**2 / entropy(RATE)
 
 
 def test_what_the_histories_show_is_lost_and_what_they_hide_is_not(sums: Told) -> None:
-    assert told_loss(sums, dropped(SHOWN, COPY)).total == pytest.approx(FULL, rel=0.05)
+    assert told_loss(sums, dropped(SHOWN, COPY)).total == pytest.approx(FULL, rel=0.1)  # of 6,000 drawn rows
     assert told_loss(sums, dropped(HIDDEN)).total == pytest.approx(0.0, abs=0.1 * FULL)
     assert told_loss(sums, dropped()).total == 0.0
 
@@ -71,4 +71,4 @@ def test_where_everything_is_seen_it_is_the_planted_loss() -> None:
     rows = PlantedRows(made.rows.given, made.rows.fixed, made.rows.expected, parts, by_copy, world.copy_of)
     planted = true_loss(rows.of(made.rows.expected > 0), gone).total
     found = told_loss(told_sums(made, pipeline_dwells(drawn, world_config(), made.calendar), parts), gone)
-    assert gone.any() and found.total == pytest.approx(planted, rel=0.25)
+    assert planted > 0.005 and found.total == pytest.approx(planted, rel=0.2)
