@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH = 360
+from dynamix.jobs import svg
+
 Z95 = 1.959964
 Z90 = 1.644854
 """Half widths of two-sided 95 % and 90 % normal intervals, in standard errors."""
@@ -88,27 +89,6 @@ def wilson(positives: float, n: float, *, z: float = Z95) -> tuple[float, float]
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def ticks(low: float, high: float, *, least: int = 3) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high], ascending.
-
-    The widest spacing that leaves at least `least` of them; just [low] where the range is empty.
-
-    >>> ticks(0, 1)
-    [0.0, 0.5, 1.0]
-    """
-    span = high - low
-    if span <= 0 or not math.isfinite(span):
-        return [low]
-    power = math.floor(math.log10(span))
-    found: list[float] = []
-    for step in (m * 10.0**p for p in (power, power - 1) for m in (5, 2, 1)):
-        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        found = [round(i * step, 12) for i in range(first, last + 1)]
-        if len(found) >= least:
-            break
-    return found
-
-
 def forest(rows: Sequence[ForestRow], *, delta: float, title: str) -> str:
     """Effects with 95 % intervals (thin) and 90 % (thick) against the band ±delta; one line a row.
 
@@ -116,7 +96,7 @@ def forest(rows: Sequence[ForestRow], *, delta: float, title: str) -> str:
     band's edge is why a cell is undecided. Bars that leave the drawing end in an arrow.
     """
     if not rows:
-        return empty(title, "no effects were measured")
+        return svg.empty(title, "no effects were measured")
     left, right, top, pitch = 142, 318, 22, 17
     reach = max(2.5 * delta, *(min(abs(r.beta) + Z95 * r.se, 8 * delta) for r in rows))
     height = top + pitch * len(rows) + 30
@@ -130,14 +110,14 @@ def forest(rows: Sequence[ForestRow], *, delta: float, title: str) -> str:
         f'height="{base - top + 4}"/>',
         f'<text class="small" x="{x(0):.1f}" y="12" text-anchor="middle">±{delta:g} is negligible</text>',
     ]
-    parts += [_vertical(x(edge), top - 4, base, "edge") for edge in (-delta, delta)]
-    parts.append(_vertical(x(0), top - 4, base, "axis"))
+    parts += [svg.vertical(x(edge), top - 4, base, "edge") for edge in (-delta, delta)]
+    parts.append(svg.vertical(x(0), top - 4, base, "axis"))
     for i, row in enumerate(rows):
         parts.append(_forest_row(row, y=top + pitch * i + pitch / 2, x=x, reach=reach))
-    marks = [tick for tick in ticks(-reach, reach) if abs(tick) <= reach]
-    parts += [_tick(x(tick), base, f"{tick:g}") for tick in marks]
-    parts.append(_label(f"log-odds per SD ({len(rows)} rows)", (left + right) / 2, height - 2))
-    return _svg(parts, height, title)
+    marks = [tick for tick in svg.ticks(-reach, reach) if abs(tick) <= reach]
+    parts += [svg.tick(x(tick), base, f"{tick:g}") for tick in marks]
+    parts.append(svg.label(f"log-odds per SD ({len(rows)} rows)", (left + right) / 2, height - 2))
+    return svg.drawing(parts, height, title)
 
 
 def _forest_row(row: ForestRow, *, y: float, x: Callable[[float], float], reach: float) -> str:
@@ -148,7 +128,9 @@ def _forest_row(row: ForestRow, *, y: float, x: Callable[[float], float], reach:
         f"{'; ' + row.note if row.note else ''}"
     )
     parts = [f"<g><title>{escape(tip)}</title>"]
-    parts.append(f'<text x="138" y="{y + 4:.1f}" text-anchor="end">{escape(shorten(row.name, 22))}</text>')
+    parts.append(
+        f'<text x="138" y="{y + 4:.1f}" text-anchor="end">{escape(svg.shorten(row.name, 22))}</text>'
+    )
     parts.append(
         f'<line class="thin" x1="{x(thin[0]):.1f}" x2="{x(thin[1]):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
     )
@@ -170,18 +152,18 @@ def _forest_row(row: ForestRow, *, y: float, x: Callable[[float], float], reach:
 def dots(rows: Sequence[Dot], *, title: str, unit: str, reference: float | None = None) -> str:
     """Values with intervals, one a line; marks differ in shape (circle, square, triangle, diamond)."""
     if not rows:
-        return empty(title, "not measured")
+        return svg.empty(title, "not measured")
     left, right, top, pitch = 112, 300, 16, 24
     seen = [v for r in rows for v in (r.value, r.low, r.high) if v is not None]
     seen += [] if reference is None else [reference]
-    low, high = _room(min(seen), max(seen))
+    low, high = svg.room(min(seen), max(seen))
     base = top + pitch * len(rows)
     height = base + 32
 
     def x(value: float) -> float:
         return left + (value - low) / (high - low) * (right - left)
 
-    parts = [_vertical(x(reference), top - 6, base, "edge")] if reference is not None else []
+    parts = [svg.vertical(x(reference), top - 6, base, "edge")] if reference is not None else []
     for i, row in enumerate(rows):
         y = top + pitch * i + pitch / 2
         tip = f"{row.name}: {row.value:.5g}" + (
@@ -189,26 +171,26 @@ def dots(rows: Sequence[Dot], *, title: str, unit: str, reference: float | None 
         )
         parts.append(f"<g><title>{escape(tip)}</title>")
         parts.append(
-            f'<text x="106" y="{y + 4:.1f}" text-anchor="end">{escape(shorten(row.name, 17))}</text>'
+            f'<text x="106" y="{y + 4:.1f}" text-anchor="end">{escape(svg.shorten(row.name, 17))}</text>'
         )
         if row.low is not None and row.high is not None:
             parts.append(
                 f'<line class="thick" x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
             )
-        parts.append(_mark(row.mark, x(row.value), y))
+        parts.append(svg.mark(row.mark, x(row.value), y))
         text = row.text or f"{row.value:.4f}"
         parts.append(
             f'<text class="small" x="358" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text></g>'
         )
-    parts += [_tick(x(tick), base, f"{tick:g}") for tick in ticks(low, high)]
-    parts.append(_label(unit, (left + right) / 2, height - 2))
-    return _svg(parts, height, title)
+    parts += [svg.tick(x(tick), base, f"{tick:g}") for tick in svg.ticks(low, high)]
+    parts.append(svg.label(unit, (left + right) / 2, height - 2))
+    return svg.drawing(parts, height, title)
 
 
 def curve(rates: Sequence[Rate], *, title: str, unit: str, base_rate: float | None = None) -> str:
     """Label rate per bin with its interval, in the order given; the dashed line is the base rate."""
     if not rates:
-        return empty(title, "no bin holds an impression")
+        return svg.empty(title, "no bin holds an impression")
     left, right, top, bottom = 46, 350, 14, 150
     # an almost empty bin would flatten the rest: the scale follows the rates and the well filled bins
     crowded = [r.high for r in rates if r.n >= 30] or [r.high for r in rates]
@@ -218,7 +200,7 @@ def curve(rates: Sequence[Rate], *, title: str, unit: str, base_rate: float | No
     def y(value: float) -> float:
         return bottom - min(value, high) / high * (bottom - top)
 
-    parts = [_grid_line(left, right, y(t), f"{100 * t:.3g} %") for t in ticks(0, high)]
+    parts = [svg.grid_line(left, right, y(t), f"{100 * t:.3g} %") for t in svg.ticks(0, high)]
     if base_rate is not None:
         parts.append(
             f'<line class="edge" x1="{left}" x2="{right}" y1="{y(base_rate):.1f}" y2="{y(base_rate):.1f}"/>'
@@ -231,35 +213,37 @@ def curve(rates: Sequence[Rate], *, title: str, unit: str, base_rate: float | No
         tip = f"{r.name}: {100 * r.rate:.2f} %, 95 % {100 * r.low:.2f} to {100 * r.high:.2f} %, {r.n:,} impressions"
         parts.append(
             f'<g><title>{escape(tip)}</title><line class="thick" x1="{cx:.1f}" x2="{cx:.1f}" '
-            f'y1="{y(r.low):.1f}" y2="{y(r.high):.1f}"/>{_mark(0, cx, y(r.rate))}</g>'
+            f'y1="{y(r.low):.1f}" y2="{y(r.high):.1f}"/>{svg.mark(0, cx, y(r.rate))}</g>'
         )
         if i % every == 0:
-            parts.append(_tick(cx, bottom, r.name))
-    parts.append(_label(unit, (left + right) / 2, bottom + 32))
-    return _svg(parts, bottom + 36, title)
+            parts.append(svg.tick(cx, bottom, r.name))
+    parts.append(svg.label(unit, (left + right) / 2, bottom + 32))
+    return svg.drawing(parts, bottom + 36, title)
 
 
 def bars(rows: Sequence[Bar], *, title: str, unit: str) -> str:
     """Values as bars from zero, one a line, in the order given."""
     if not rows:
-        return empty(title, "nothing was counted")
+        return svg.empty(title, "nothing was counted")
     left, right, top, pitch = 142, 300, 8, 17
     base = top + pitch * len(rows)
     high = max(r.value for r in rows) or 1.0
     parts = []
     for i, row in enumerate(rows):
         y = top + pitch * i
-        text = row.text or _short(row.value)
+        text = row.text or svg.short(row.value)
         parts.append(
             f"<g><title>{escape(f'{row.name}: {text}')}</title>"
-            f'<text x="138" y="{y + 12}" text-anchor="end">{escape(shorten(row.name, 20))}</text>'
+            f'<text x="138" y="{y + 12}" text-anchor="end">{escape(svg.shorten(row.name, 20))}</text>'
             f'<rect class="c0" x="{left}" y="{y + 3}" width="{row.value / high * (right - left):.1f}" height="11"/>'
             f'<text class="small" x="358" y="{y + 12}" text-anchor="end">{escape(text)}</text></g>'
         )
-    parts.append(_vertical(left, top, base, "axis"))
-    parts += [_tick(left + t / high * (right - left), base, _short(t)) for t in ticks(0, high, least=2)]
-    parts.append(_label(unit, (left + right) / 2, base + 30))
-    return _svg(parts, base + 34, title)
+    parts.append(svg.vertical(left, top, base, "axis"))
+    parts += [
+        svg.tick(left + t / high * (right - left), base, svg.short(t)) for t in svg.ticks(0, high, least=2)
+    ]
+    parts.append(svg.label(unit, (left + right) / 2, base + 30))
+    return svg.drawing(parts, base + 34, title)
 
 
 def series(
@@ -268,7 +252,7 @@ def series(
     """Up to four lines over the same named places, in order; marks differ in shape, None has no mark."""
     known = [v for line in values.values() for v in line if v is not None]
     if not known:
-        return empty(title, "nothing was counted")
+        return svg.empty(title, "nothing was counted")
     left, right, top, bottom = 56, 330, 12 + 15 * len(values), 150 + 15 * len(values)
     low, high = min(0.0, *known), max(known) or 1.0
     step = (right - left) / max(1, len(places) - 1)
@@ -276,120 +260,49 @@ def series(
     def y(value: float) -> float:
         return bottom - (value - low) / ((high - low) or 1.0) * (bottom - top)
 
-    parts = [_grid_line(left, right, y(t), _short(t)) for t in ticks(low, high)]
+    parts = [svg.grid_line(left, right, y(t), svg.short(t)) for t in svg.ticks(low, high)]
     for i, (name, line) in enumerate(values.items()):
-        parts += [_mark(i, left + 6, 15 * i + 8), _key(left + 16, 15 * i + 12, name)]
+        parts += [svg.mark(i, left + 6, 15 * i + 8), svg.key(left + 16, 15 * i + 12, name)]
         seen = [(left + step * at, v, places[at]) for at, v in enumerate(line) if v is not None]
         path = " ".join(f"{x:.1f},{y(v):.1f}" for x, v, _ in seen)
         parts.append(f'<polyline class="path" points="{path}"/>')
         parts += [
-            f"<g><title>{escape(f'{name}, {place}: {_short(v)}')}</title>{_mark(i, x, y(v))}</g>"
+            f"<g><title>{escape(f'{name}, {place}: {svg.short(v)}')}</title>{svg.mark(i, x, y(v))}</g>"
             for x, v, place in seen
         ]
     every = max(1, math.ceil(len(places) / 4))
-    parts += [_tick(left + step * i, bottom, name) for i, name in enumerate(places) if i % every == 0]
-    parts.append(_label(unit, (left + right) / 2, bottom + 30))
-    return _svg(parts, bottom + 34, title)
+    parts += [svg.tick(left + step * i, bottom, name) for i, name in enumerate(places) if i % every == 0]
+    parts.append(svg.label(unit, (left + right) / 2, bottom + 30))
+    return svg.drawing(parts, bottom + 34, title)
 
 
 def plane(points: Sequence[Point], *, title: str, across: str, up: str) -> str:
     """Named points with intervals; shapes tell them apart. `across` and `up` name the axes with their units."""
     if not points:
-        return empty(title, "not measured")
+        return svg.empty(title, "not measured")
     left, right, top, bottom = 52, 346, 20 + 15 * len(points), 170 + 15 * len(points)
-    xs = _room(min(p.x for p in points), max(p.x for p in points))
-    ys = _room(*(f(v for p in points for v in (p.y, p.low, p.high) if v is not None) for f in (min, max)))
+    xs = svg.room(min(p.x for p in points), max(p.x for p in points))
+    ys = svg.room(*(f(v for p in points for v in (p.y, p.low, p.high) if v is not None) for f in (min, max)))
 
     def at(p: Point, value: float) -> tuple[float, float]:
         across_share, up_share = (p.x - xs[0]) / (xs[1] - xs[0]), (value - ys[0]) / (ys[1] - ys[0])
         return left + across_share * (right - left), bottom - up_share * (bottom - top)
 
-    parts = [_grid_line(left, right, at(points[0], t)[1], f"{t:.6g}") for t in ticks(*ys)]
+    parts = [svg.grid_line(left, right, at(points[0], t)[1], f"{t:.6g}") for t in svg.ticks(*ys)]
     for i, p in enumerate(points):
         x, y = at(p, p.y)
         between = "" if p.low is None or p.high is None else f", 95 % {p.low:.5g} to {p.high:.5g}"
         parts += [
-            _mark(i, left + 6, 15 * i + 8),
-            _key(left + 16, 15 * i + 12, f"{p.name}: {p.y:.4f} at {p.x:.1f}"),
+            svg.mark(i, left + 6, 15 * i + 8),
+            svg.key(left + 16, 15 * i + 12, f"{p.name}: {p.y:.4f} at {p.x:.1f}"),
         ]
         parts.append(f"<g><title>{escape(f'{p.name}: {p.y:.5g} at {p.x:.5g}{between}')}</title>")
         if p.low is not None and p.high is not None:
-            parts.append(_vertical(x, at(p, p.high)[1], at(p, p.low)[1], "thin"))
-        parts.append(f"{_mark(i, x, y)}</g>")
+            parts.append(svg.vertical(x, at(p, p.high)[1], at(p, p.low)[1], "thin"))
+        parts.append(f"{svg.mark(i, x, y)}</g>")
     parts += [
-        _tick(left + (t - xs[0]) / (xs[1] - xs[0]) * (right - left), bottom, f"{t:.6g}") for t in ticks(*xs)
+        svg.tick(left + (t - xs[0]) / (xs[1] - xs[0]) * (right - left), bottom, f"{t:.6g}")
+        for t in svg.ticks(*xs)
     ]
-    parts.append(_label(f"{up}, over {across}", (left + right) / 2, bottom + 30))
-    return _svg(parts, bottom + 34, title)
-
-
-def empty(title: str, why: str) -> str:
-    """A drawing that says why there is none."""
-    text = f'<text x="{WIDTH / 2}" y="24" text-anchor="middle">{escape(why)}</text>'
-    return _svg([text], 40, title)
-
-
-def shorten(text: str, length: int) -> str:
-    """`text`, or its two ends around an ellipsis so that it has at most `length` characters (>= 3).
-
-    >>> shorten("surface_07/purchase", 11)
-    'surfa…chase'
-    """
-    if len(text) <= length:
-        return text
-    head = (length - 1) // 2
-    return text[:head] + "…" + text[-(length - 1 - head) :]
-
-
-def _room(low: float, high: float) -> tuple[float, float]:
-    span = high - low or abs(high) * 0.01 or 1.0
-    return low - 0.08 * span, high + 0.08 * span
-
-
-def _mark(kind: int, x: float, y: float) -> str:
-    shape = kind % 4
-    css = f'class="c{kind % 4}"'
-    if shape == 0:
-        return f'<circle {css} cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
-    if shape == 1:
-        return f'<rect {css} x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"/>'
-    if shape == 2:
-        points = f"{x:.1f},{y - 5:.1f} {x - 5:.1f},{y + 4:.1f} {x + 5:.1f},{y + 4:.1f}"
-    else:
-        points = f"{x:.1f},{y - 5:.1f} {x - 5:.1f},{y:.1f} {x:.1f},{y + 5:.1f} {x + 5:.1f},{y:.1f}"
-    return f'<polygon {css} points="{points}"/>'
-
-
-def _vertical(x: float, top: float, bottom: float, css: str) -> str:
-    return f'<line class="{css}" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>'
-
-
-def _grid_line(left: float, right: float, y: float, text: str) -> str:
-    return (
-        f'<line class="axis" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="small" x="{left - 4}" y="{y + 3.5:.1f}" text-anchor="end">{escape(text)}</text>'
-    )
-
-
-def _tick(x: float, y: float, text: str) -> str:
-    return f'<text class="small" x="{x:.1f}" y="{y + 13:.1f}" text-anchor="middle">{escape(text)}</text>'
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _key(x: float, y: float, text: str) -> str:
-    return f'<text class="small" x="{x:.1f}" y="{y:.1f}">{escape(shorten(text, 46))}</text>'
-
-
-def _label(text: str, x: float, y: float) -> str:
-    return f'<text class="small" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{escape(text)}</text>'
-
-
-def _svg(parts: Sequence[str], height: float, title: str) -> str:
-    name = escape(title, quote=True)
-    return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{name}">'
-        f"{''.join(parts)}</svg>"
-    )
+    parts.append(svg.label(f"{up}, over {across}", (left + right) / 2, bottom + 30))
+    return svg.drawing(parts, bottom + 34, title)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from dynamix.jobs import charts, heatmap
+from dynamix.jobs import charts, heatmap, svg
 from dynamix.jobs import report as pages
 from dynamix.jobs.context import StepResult
 from dynamix.jobs.notebook import Shown
@@ -70,9 +70,9 @@ def ne_by_tokens(data: ReportData) -> Shown:
         if a.ne is not None and a.tokens is not None
     ]
     title = "NE over tokens"
-    svg = charts.plane(points, title=title, across="tokens an impression", up="NE")
+    drawn = charts.plane(points, title=title, across="tokens an impression", up="NE")
     text = [f"{p.name}: NE {p.y:.4f} at {p.x:.1f} tokens an impression" for p in points]
-    return Shown(title, _figure(svg), "\n".join(text) or "not measured: no ranker was trained on this mask")
+    return Shown(title, _figure(drawn), "\n".join(text) or "not measured: no ranker was trained on this mask")
 
 
 def bars(frame: DataFrame, *, name: str, value: str, title: str, unit: str) -> Shown:
@@ -97,9 +97,9 @@ def lines(frame: DataFrame, *, place: str, value: str, title: str, unit: str, by
         found[line, r[place]] = float(r[value])
     largest = sorted(total, key=lambda line: (-total[line], line))[:MOST_LINES]
     values = {line: [found.get((line, p)) for p in places] for line in largest}
-    svg = charts.series(values, [_said(p) for p in places], title=title, unit=unit)
+    drawn = charts.series(values, [_said(p) for p in places], title=title, unit=unit)
     text = [f"{line:>28}  {total[line]:,.6g} in sum over {len(places)} places" for line in largest]
-    return Shown(title, _figure(svg), "\n".join(text) or "no rows")
+    return Shown(title, _figure(drawn), "\n".join(text) or "no rows")
 
 
 def checks(found: StepResult) -> Shown:
@@ -113,9 +113,9 @@ def checks(found: StepResult) -> Shown:
         for c in found.facts["checks"]
     ]
     answer, text = str(found.facts["answer"]), str(found.facts["text"])
-    svg = charts.bars(rows, title=answer, unit="value over its limit: above 1 a refit is due")
+    drawn = charts.bars(rows, title=answer, unit="value over its limit: above 1 a refit is due")
     said = "".join(f"<li>{escape(line)}</li>" for line in text.splitlines()[:-1])
-    return Shown(answer, f"{_figure(svg)}<ul>{said}</ul>", "\n".join(text.splitlines()[:-1]))
+    return Shown(answer, f"{_figure(drawn)}<ul>{said}</ul>", "\n".join(text.splitlines()[:-1]))
 
 
 def _rows(frame: DataFrame, *columns: str) -> list[dict[str, Any]]:
@@ -138,6 +138,6 @@ def _together(title: str, figures: Iterable[pages.Figure]) -> Shown:
         for f in found
     )
     if not found:
-        return Shown(title, charts.empty(title, "not measured"), "not measured")
+        return Shown(title, svg.empty(title, "not measured"), "not measured")
     listed = "\n".join(f"{f.title} {f.note}".rstrip() for f in found)
     return Shown(title, f'<div class="figures">{body}</div>', listed)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from html import escape
 
 from dynamix.contracts import VERDICTS
-from dynamix.jobs.charts import shorten
 from dynamix.jobs.report_data import Cell
+from dynamix.jobs.svg import shorten
 
 LETTERS = {"keep": "K", "drop": "D", "boost": "B", "undecided": "·"}
 SYMBOLS = {"keep": "■", "drop": "×", "boost": "▲", "undecided": "?"}

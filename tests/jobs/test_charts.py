@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import binomtest
 
 from dynamix.jobs import charts
+from dynamix.jobs import svg as primitives
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (5, 100), (37, 40), (3160, 63210)])
@@ -22,10 +23,10 @@ def test_wilson_of_no_rows_is_the_whole_range() -> None:
 
 
 def test_ticks_are_round_and_inside() -> None:
-    assert charts.ticks(-0.53, 0.53) == [-0.5, 0.0, 0.5]
-    assert charts.ticks(-0.41, 0.41) == [-0.4, -0.2, 0.0, 0.2, 0.4]
-    assert charts.ticks(0.8801, 0.9026) == [0.885, 0.89, 0.895, 0.9]
-    assert charts.ticks(3, 3) == [3]
+    assert primitives.ticks(-0.53, 0.53) == [-0.5, 0.0, 0.5]
+    assert primitives.ticks(-0.41, 0.41) == [-0.4, -0.2, 0.0, 0.2, 0.4]
+    assert primitives.ticks(0.8801, 0.9026) == [0.885, 0.89, 0.895, 0.9]
+    assert primitives.ticks(3, 3) == [3]
 
 
 def test_forest_bars_end_where_the_intervals_end() -> None:
@@ -43,7 +44,7 @@ def test_an_interval_beyond_the_drawing_ends_in_an_arrow_and_stays_inside() -> N
     svg = charts.forest([charts.ForestRow("a", 0.0, 9.0, "undecided")], delta=0.1, title="t")
     assert "‹" in svg and "›" in svg
     xs = [float(v) for v in re.findall(r'x[12]="([-0-9.]+)"', svg)]
-    assert min(xs) >= 0 and max(xs) <= charts.WIDTH
+    assert min(xs) >= 0 and max(xs) <= primitives.WIDTH
 
 
 def test_dots_differ_in_shape_so_that_colour_is_not_needed() -> None:
