@@ -26,7 +26,7 @@ from dynamix.features.timeline import (
 )
 
 __all__ = [
-    "EventBlock", "ImpressionBlock", "Kernel", "dwell_told", "kept_history", "map_histories", "usable_dwell",
+    "EventBlock", "ImpressionBlock", "Kernel", "dwell_told", "kept_history", "map_histories", "there", "usable_dwell",
 ]  # fmt: skip
 
 _PAIR_BUDGET = 4_000_000
@@ -71,7 +71,7 @@ def kept_history(
         return np.asarray(
             (events.ingest_us[position] <= known_by[row])
             & ~same_request
-            & _there(events, impressions, position, row)
+            & there(events, impressions, position, row)
         )
 
     by_stream = _StreamIndex.build(events)
@@ -112,14 +112,14 @@ def usable_dwell(events: EventBlock, impressions: ImpressionBlock, offsets: Ints
     return np.asarray(~np.isnan(events.z[index]) & dwell_told(events, impressions, offsets, index))
 
 
-def _there(events: EventBlock, impressions: ImpressionBlock, position: Ints, row: Ints) -> Bools:
-    """False where the event is there for later, or for earlier impressions only."""
-    there = np.ones(len(position), dtype=bool)
+def there(events: EventBlock, impressions: ImpressionBlock, position: Ints, row: Ints) -> Bools:
+    """Of each event and impression (M,), False where the event is there for later or for earlier impressions only."""
+    found = np.ones(len(position), dtype=bool)
     if events.after_us is not None:
-        there &= events.after_us[position] < impressions.ts_us[row]
+        found &= events.after_us[position] < impressions.ts_us[row]
     if events.until_us is not None:
-        there &= impressions.ts_us[row] <= events.until_us[position]
-    return there
+        found &= impressions.ts_us[row] <= events.until_us[position]
+    return found
 
 
 def _limits(index: _StreamIndex, per_stream: int, lengths: Mapping[int, int] | None) -> Ints:

@@ -127,7 +127,7 @@ def _plain_columns() -> list[Column]:
 def _training_kernel(quotas: npt.NDArray[np.int32] | None, untimed: Sequence[int]) -> Kernel:
     def kernel(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Any:
         if quotas is not None:
-            offsets, index = apply_quotas(offsets, index, events.stream, _limits(asked.frame, quotas))
+            offsets, index = apply_quotas(offsets, index, events.stream, row_limits(asked.frame, quotas))
         if len(index) > np.iinfo(np.int32).max:
             raise OverflowError(f"{len(index)} history events in one block; lower history.total")
         columns = {name: asked.frame.column(name) for name in asked.frame.column_names}
@@ -137,8 +137,11 @@ def _training_kernel(quotas: npt.NDArray[np.int32] | None, untimed: Sequence[int
     return kernel
 
 
-def _limits(frame: Any, quotas: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Quota of every impression and stream (B, F); hold-out users and unknown segments have none."""
+def row_limits(frame: Any, quotas: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Quota of every impression and stream (B, F); hold-out users and unknown segments have none.
+
+    `frame` has the columns segment_id, tier and holdout; `quotas` (G, 2, F) is of features/quotas.py.
+    """
     segment = np.asarray(frame.column("segment_id").to_numpy(), dtype=np.int64)
     tier = np.asarray(frame.column("tier").to_numpy() == TIERS[1], dtype=np.int64)
     holdout = np.asarray(frame.column("holdout").to_numpy(), dtype=bool)

@@ -167,11 +167,13 @@ def _on_warehouse(arguments: Namespace, outcome: Outcome) -> None:
 
 
 def _explain(arguments: Namespace, outcome: Outcome) -> None:
-    if arguments.stream is None:
+    if (arguments.stream is None) == (arguments.user is None):
         raise ConfigError(
-            "explain needs STREAM, e.g. `dynamix explain shop/view --warehouse W`; the timeline of one user (--user) is "
-            "not built yet"
+            "explain needs STREAM or --user, one of them, e.g. `dynamix explain shop/view --warehouse W` or `dynamix "
+            "explain --user U --warehouse W`"
         )
+    if (arguments.segment and arguments.user) or (arguments.impression and arguments.stream):
+        raise ConfigError("--segment goes with STREAM, --impression with --user")
     _on_warehouse(arguments, outcome)
 
 

@@ -91,9 +91,8 @@ def _window(days: int, declaration: Declaration) -> str:
 
 def _judged(run: Run, stream: str, segment: str) -> dict[str, Any]:
     """The verdict of the current mask on the stream in a segment, a row for each tier it tells apart."""
-    masks = run.warehouse.read(run.spark, MASKS.name).where(F.col("run_date") <= F.lit(run.run_date))
-    version, status = _current(masks.select("mask_version", "status", "run_date", "seq").distinct().collect())
-    grid = masks.where(F.col("mask_version") == version)
+    version, status = current_mask(run)
+    grid = run.warehouse.read(run.spark, MASKS.name).where(F.col("mask_version") == version)
     known = {int(r["segment_id"]): str(r["segment_name"]) for r in
              grid.select("segment_id", "segment_name").distinct().collect()}  # fmt: skip
     segment_id = _segment(segment, known)
@@ -136,8 +135,13 @@ def _slopes(run: Run, stream: str, segment_id: int, versions: Sequence[str]) -> 
     }
 
 
-def _current(versions: Sequence[Row]) -> tuple[str, str]:
-    """The published version, else the newest proposed one; controls and retired ones judge nothing."""
+def current_mask(run: Run) -> tuple[str, str]:
+    """Name and status of the published mask version up to the run date, else of the newest proposed one.
+
+    Controls and retired versions judge nothing: GuardError (exit 4) where there are no others.
+    """
+    masks = run.warehouse.read(run.spark, MASKS.name).where(F.col("run_date") <= F.lit(run.run_date))
+    versions = masks.select("mask_version", "status", "run_date", "seq").distinct().collect()
     for status in ("published", "proposed"):
         own = [r for r in versions if r["status"] == status]
         if own:

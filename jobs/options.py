@@ -119,10 +119,16 @@ def build_parser() -> argparse.ArgumentParser:
     _warehouse(audit)
     audit.add_argument("--users", type=int, default=200, help="users of the sample")
     audit.add_argument("--seed", type=int, default=0, help="another seed draws other users")
-    explain = verb("explain", "what a stream is, or why a segment keeps or drops it")
+    explain = verb(
+        "explain", "what a stream is, why a segment keeps or drops it, or one user's way to a score"
+    )
     explain.add_argument("stream", nargs="?", metavar="STREAM", help="surface/event_type, or with #kind")
     _warehouse(explain)
     explain.add_argument("--segment", metavar="G", help="id or name: the current mask's verdict there")
+    explain.add_argument(
+        "--user", metavar="U", help="timeline of kept and removed events, from base rate to score"
+    )
+    explain.add_argument("--impression", metavar="I", help="with --user: this one, not the newest")
     forget = verb("forget", "erase users from all tables, files and models of a warehouse, old versions too")
     _warehouse(forget)
     forget.add_argument("--users", type=Path, required=True, metavar="FILE", help="one user id a line")

@@ -28,6 +28,7 @@ from dynamix.jobs.report import report
 from dynamix.jobs.run import STEPS, execute, logged, run_all
 from dynamix.jobs.session import get_spark
 from dynamix.jobs.settings import dump, store_config
+from dynamix.jobs.story import explain_user
 from dynamix.jobs.troubles import said_plainly
 
 DATELESS = ("forget", "maintain", "diff")
@@ -105,6 +106,8 @@ def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:
             return forget(run, users=arguments.users, dry_run=True)
         return logged(run, verb, forget, users=arguments.users)
     if verb == "explain":
+        if arguments.user is not None:
+            return explain_user(run, arguments.user, impression=arguments.impression)
         return explain(run, arguments.stream, segment=arguments.segment)
     options: dict[str, Any] = {}
     for name in (

@@ -64,14 +64,18 @@ class RankerService:
         return {head: p[:, column] for column, head in enumerate(self.config.heads)}
 
     def score_stored(self, keep_all: JaggedRows) -> dict[str, NDArray[np.float64]]:
-        """Probability (R,) of each head for keep-all rows of `training_rows`: this model's mask is applied here.
+        """Probability (R,) of each head for keep-all rows of `training_rows`: this model's mask is applied here."""
+        return self.score(self.as_served(keep_all))
+
+    def as_served(self, keep_all: JaggedRows) -> JaggedRows:
+        """Keep-all rows as this model takes them: under its mask.
 
         Segments that the model has never seen count as cold, events of streams it has never seen are left out.
         """
         trunk = self.config.trunk
         known = np.where(keep_all.segment < trunk.n_segments, keep_all.segment, 0)
         rows = replace(keep_all, segment=known).keep_events(keep_all.stream < trunk.n_streams)
-        return self.score(rows.under_mask(self.preparation.quotas()))
+        return rows.under_mask(self.preparation.quotas())
 
     def predict(self, requests: pd.DataFrame) -> pd.DataFrame:
         """One row per request, in order: a column per head and the segment_id that it was served with."""

@@ -207,7 +207,7 @@ def test_the_verb_works_from_the_command_line(run: Run, capsys: pytest.CaptureFi
     found = json.loads(capsys.readouterr().out)
     assert found["facts"]["explain"]["tiers"]["*"]["verdict"] == "keep"
     assert main(["explain", *place]) == 2
-    assert "explain needs STREAM" in capsys.readouterr().err
+    assert "explain needs STREAM or --user" in capsys.readouterr().err
     assert main(["explain", "nothing/here", *place]) == 2
     assert "nearest" in capsys.readouterr().err
 

@@ -1,0 +1,107 @@
+"""What became of each event before an impression: in its history or not, kept by the mask or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyspark.sql import DataFrame
+
+from dynamix.config import HistoryConfig
+from dynamix.features.history import (
+    EventBlock,
+    ImpressionBlock,
+    Kernel,
+    dwell_told,
+    map_histories,
+    there,
+    usable_dwell,
+)
+from dynamix.features.quotas import NO_LIMIT, apply_quotas
+from dynamix.features.timeline import Ints
+from dynamix.features.training import row_limits
+
+KEPT, CUT, REMOVED, OUTSIDE = "kept", "cut", "removed", "outside"
+FATES = (KEPT, CUT, REMOVED, OUTSIDE)
+"""Kept; an older event of a stream of which the mask keeps the newest; of a stream that it drops; in no history: too
+old by `history.per_stream` or `history.total`, under the embargo, of the same request, or not known yet."""
+_SCHEMA = (
+    "impression_id string, stream_id smallint, age_s double, fate string, usable boolean, censored boolean, "
+    "dwell_bin tinyint"
+)
+
+
+def event_fates(
+    events: DataFrame, impressions: DataFrame, *, quotas: npt.NDArray[np.int32] | None, history: HistoryConfig,
+    lengths: Mapping[int, int] | None = None,
+) -> DataFrame:  # fmt: skip
+    """One row per impression and earlier event of its user, with its fate (FATES) under the mask of `quotas`.
+
+    The histories are those of `training_rows` (features/training.py): the same kernel, the same quotas (G, 2, F; None
+    keeps all), hold-out users included. `events` carries `event_columns`; `impressions` are rows of `training_rows`.
+    `age_s` is t_i − t in seconds, `usable` whether the dwell enters a statistic at t_i, `censored` whether it is
+    known by then that its session ended with it. An impression without an earlier event gives no row.
+    """
+    return map_histories(
+        events, impressions, history=history, kernel=_kernel(quotas), schema=_SCHEMA, lengths=lengths
+    )
+
+
+def _kernel(quotas: npt.NDArray[np.int32] | None) -> Kernel:
+    def kernel(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Any:
+        past_offsets, past = _past(events, asked)
+        row = np.repeat(np.arange(len(asked.ts_us), dtype=np.int64), np.diff(past_offsets))
+        ids = asked.frame.column("impression_id")
+        return pa.table(
+            {
+                "impression_id": ids.take(pa.array(row)),
+                "stream_id": pa.array(events.stream[past], pa.int16()),
+                "age_s": pa.array((asked.ts_us[row] - events.ts_us[past]) / 1e6),
+                "fate": pa.array(_fates(events, asked, (offsets, index), (row, past), quotas), pa.string()),
+                "usable": pa.array(usable_dwell(events, asked, past_offsets, past)),
+                "censored": pa.array(events.censored[past] & dwell_told(events, asked, past_offsets, past)),
+                "dwell_bin": pa.array(events.dwell_bin[past], pa.int8()),
+            }
+        )
+
+    return kernel
+
+
+def _past(events: EventBlock, asked: ImpressionBlock) -> tuple[Ints, Ints]:
+    """Every event of the impression's user before it: offsets (B+1,) and index (M,), oldest first."""
+    found = []
+    for i in range(len(asked.ts_us)):
+        position = np.flatnonzero((events.user == asked.user[i]) & (events.ts_us < asked.ts_us[i]))
+        found.append(position[there(events, asked, position, np.full(len(position), i))])
+    offsets = np.cumsum([0, *map(len, found)]).astype(np.int64)
+    return offsets, np.concatenate([np.empty(0, np.int64), *found])
+
+
+def _fates(
+    events: EventBlock,
+    asked: ImpressionBlock,
+    history: tuple[Ints, Ints],
+    past: tuple[Ints, Ints],
+    quotas: npt.NDArray[np.int32] | None,
+) -> list[str]:
+    """Fate of each (impression, event) of `past`, by the history and by what the mask leaves of it."""
+    n = len(events.ts_us) + 1
+
+    def pairs(offsets: Ints, index: Ints) -> Ints:
+        return np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets)) * n + index
+
+    row, position = past
+    inside = np.isin(row * n + position, pairs(*history))
+    if quotas is None:
+        return [KEPT if one else OUTSIDE for one in inside]
+    limits = row_limits(asked.frame, quotas)
+    kept = np.isin(row * n + position, pairs(*apply_quotas(*history, events.stream, limits)))
+    stream = events.stream[position].astype(np.int64)
+    listed = stream < limits.shape[1]
+    limit = np.full(len(row), NO_LIMIT, dtype=np.int64)
+    limit[listed] = limits[row[listed], stream[listed]]
+    fates = np.select([kept, inside & (limit == 0), inside], [KEPT, REMOVED, CUT], OUTSIDE)
+    return [str(one) for one in fates]
