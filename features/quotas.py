@@ -13,6 +13,10 @@ HOLDOUT_PER_MILLE = 15
 """Users that keep everything in every mask version, by hash of the id."""
 NO_LIMIT = np.iinfo(np.int32).max
 BOTH_TIERS = "*"
+KEPT, CUT, REMOVED, OUTSIDE = "kept", "cut", "removed", "outside"
+FATES = (KEPT, CUT, REMOVED, OUTSIDE)
+"""Kept; an older event of a stream of which the mask keeps the newest; of a stream that it drops; in no history: too
+old by `history.per_stream` or `history.total`, under the embargo, of the same request, or not known yet."""
 
 Ints = npt.NDArray[np.int64]
 _ACTIVE_FIRST = TIERS.index("active"), TIERS.index("passive")

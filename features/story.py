@@ -20,14 +20,10 @@ from dynamix.features.history import (
     there,
     usable_dwell,
 )
-from dynamix.features.quotas import NO_LIMIT, apply_quotas
+from dynamix.features.quotas import CUT, KEPT, NO_LIMIT, OUTSIDE, REMOVED, apply_quotas
 from dynamix.features.timeline import Ints
 from dynamix.features.training import row_limits
 
-KEPT, CUT, REMOVED, OUTSIDE = "kept", "cut", "removed", "outside"
-FATES = (KEPT, CUT, REMOVED, OUTSIDE)
-"""Kept; an older event of a stream of which the mask keeps the newest; of a stream that it drops; in no history: too
-old by `history.per_stream` or `history.total`, under the embargo, of the same request, or not known yet."""
 _SCHEMA = (
     "impression_id string, stream_id smallint, age_s double, fate string, usable boolean, censored boolean, "
     "dwell_bin tinyint"
@@ -38,7 +34,7 @@ def event_fates(
     events: DataFrame, impressions: DataFrame, *, quotas: npt.NDArray[np.int32] | None, history: HistoryConfig,
     lengths: Mapping[int, int] | None = None,
 ) -> DataFrame:  # fmt: skip
-    """One row per impression and earlier event of its user, with its fate (FATES) under the mask of `quotas`.
+    """One row per impression and earlier event of its user, with its fate (one of FATES) under a mask.
 
     The histories are those of `training_rows` (features/training.py): the same kernel, the same quotas (G, 2, F; None
     keeps all), hold-out users included. `events` carries `event_columns`; `impressions` are rows of `training_rows`.

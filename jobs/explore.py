@@ -14,11 +14,12 @@ from dynamix.contracts import EBF_SESSION, EBF_SURFACE, EVENTS_QUARANTINE
 from dynamix.features.events import stream_name
 from dynamix.jobs.context import Run
 from dynamix.jobs.drift import current_users
+from dynamix.jobs.evidence_data import fits, number, parse_evidence
 from dynamix.jobs.features import seen_events
 from dynamix.jobs.monitor import past_answers
 from dynamix.jobs.monitor_rules import PARTS
 from dynamix.jobs.receipt import cell_weights
-from dynamix.jobs.report_data import ReportData, fits, number, parse_evidence
+from dynamix.jobs.report_data import ReportData
 from dynamix.models.metrics import NeState
 from dynamix.models.registry import ALIASES, RANKER, SEGMENTER, find
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+from dynamix.jobs.evidence_data import Arm, Evidence
 from dynamix.jobs.heatmap import STRONG, counts
-from dynamix.jobs.report_data import Arm, Cell, Evidence, ReportData
+from dynamix.jobs.numbers import pct
+from dynamix.jobs.report_data import Cell, ReportData
+from dynamix.jobs.savings import savings
 
 DEFAULT_DEFF = 1.4
 """Variance inflation by users where no cell measured its own (docs/method.md A.7, table)."""
@@ -151,72 +154,6 @@ def _decision(e: Evidence) -> str:
     if e.reason.startswith(e.decision):
         return f" Decision: {e.reason}."
     return f" Decision: {e.decision}{f' ({e.reason})' if e.reason else ''}."
-
-
-# --- savings -------------------------------------------------------------------------------------
-
-
-def savings(data: ReportData) -> list[str]:
-    """What the mask saves: tokens, seconds, and money where prices are given."""
-    if all(c.keep and not c.cut for c in data.cells):
-        return ["Saved: nothing, as nothing is dropped or cut."]
-    e = data.evidence
-    full, masked = (e.keep_all, e.masked) if e is not None else (None, None)
-    if e is None or full is None or masked is None:
-        return [
-            "Saved: not measured, the arms were not trained; the share of events above is from the statistics."
-        ]
-    return [f"Saved: {_tokens(full, masked)}; {_seconds(e, full, masked)}.", _money(data, e, full, masked)]
-
-
-def _tokens(full: Arm, masked: Arm) -> str:
-    if not full.tokens or masked.tokens is None:
-        return "tokens not measured"
-    gone = 1 - masked.tokens / full.tokens
-    return f"{pct(gone)} of the tokens ({full.tokens:.1f} → {masked.tokens:.1f} an impression)"
-
-
-def _seconds(e: Evidence, full: Arm, masked: Arm) -> str:
-    parts = []
-    hours = training_hours_saved(e, full, masked)
-    if full.train_rows_s and masked.train_rows_s:
-        parts.append(f"training {change(masked.train_rows_s, full.train_rows_s)} rows/s")
-        if hours is not None:
-            parts.append(f"{3600 * hours:+.1f} s less in this training")
-        else:
-            per_million = 1e6 / full.train_rows_s - 1e6 / masked.train_rows_s
-            parts.append(f"{per_million:+.1f} s less per million rows")
-    if full.infer_rows_s and masked.infer_rows_s:
-        parts.append(f"inference {change(masked.infer_rows_s, full.infer_rows_s)} rows/s")
-    return ", ".join(parts) + " (timed once, on this machine)" if parts else "seconds not measured"
-
-
-def training_hours_saved(e: Evidence, full: Arm, masked: Arm) -> float | None:
-    """Hours that one training takes less under the mask; None where rows or rates are missing."""
-    if not (e.train_rows and full.train_rows_s and masked.train_rows_s):
-        return None
-    rows = e.train_rows * (e.epochs or 1)
-    return rows * (1 / full.train_rows_s - 1 / masked.train_rows_s) / 3600
-
-
-def _money(data: ReportData, e: Evidence, full: Arm, masked: Arm) -> str:
-    if not data.per_training_hour and not data.per_billion_inferences:
-        return "Money: no prices given; set prices.per_training_hour and prices.per_billion_inferences in the config."
-    parts = []
-    hours = training_hours_saved(e, full, masked)
-    if data.per_training_hour:
-        parts.append(
-            "per training not measured"
-            if hours is None
-            else f"{hours * data.per_training_hour:+.4f} {data.currency} per training"
-        )
-    if data.per_billion_inferences:
-        if full.infer_rows_s and masked.infer_rows_s:
-            saved = data.per_billion_inferences * (1 - full.infer_rows_s / masked.infer_rows_s)
-            parts.append(f"{saved:+.2f} {data.currency} per billion inferences")
-        else:
-            parts.append("per billion inferences not measured")
-    return f"Money saved at the given prices: {', '.join(parts)}."
 
 
 # --- undecided -----------------------------------------------------------------------------------
@@ -362,18 +299,3 @@ def name(cell: Cell) -> str:
     """Segment and stream in words."""
     tier = "" if cell.tier == "*" else f", {cell.tier} users"
     return f"“{cell.stream}” in segment {cell.segment_id} ({cell.segment_name}{tier})"
-
-
-def pct(fraction: float) -> str:
-    """A fraction in per cent with two significant digits, at most two decimals where it is large.
-
-    >>> pct(0.2346), pct(0.001), pct(1.0)
-    ('23 %', '0.1 %', '100 %')
-    """
-    value = 100 * fraction
-    return f"{value:.0f} %" if abs(value) >= 10 else f"{value:.2g} %"
-
-
-def change(new: float, old: float) -> str:
-    """Relative change in per cent with its sign."""
-    return f"{100 * (new / old - 1):+.1f} %"

@@ -18,9 +18,11 @@ from markupsafe import Markup
 from dynamix.contracts import RUN_LOG, TABLES
 from dynamix.jobs import charts, heatmap
 from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.evidence_data import Arm
 from dynamix.jobs.files import write_whole
-from dynamix.jobs.receipt import pct, receipt
-from dynamix.jobs.report_data import Arm, Channel, Curve, ReportData
+from dynamix.jobs.numbers import pct
+from dynamix.jobs.receipt import receipt
+from dynamix.jobs.report_data import Channel, Curve, ReportData
 from dynamix.jobs.report_load import gather
 from dynamix.jobs.run_log import source_hash
 from dynamix.jobs.sensitive import hidden_names

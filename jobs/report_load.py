@@ -19,19 +19,8 @@ from dynamix.errors import ConfigError
 from dynamix.features.calendar import build_calendar, midnight
 from dynamix.features.relevance import FINE_BINS, CellSums, bin_centres
 from dynamix.jobs.context import Run
-from dynamix.jobs.report_data import (
-    Bin,
-    Channel,
-    Curve,
-    Evidence,
-    LogStep,
-    ReportData,
-    SegmentInfo,
-    cells_from_rows,
-    newest_evidence,
-    number,
-    whole,
-)
+from dynamix.jobs.evidence_data import Evidence, newest_evidence, number, whole
+from dynamix.jobs.report_data import Bin, Channel, Curve, LogStep, ReportData, SegmentInfo, cells_from_rows
 
 Row = Mapping[str, Any]
 CURVE_BINS = 8

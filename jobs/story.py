@@ -14,7 +14,8 @@ from pyspark.sql import functions as F
 
 from dynamix.contracts import OPT_OUT, TRAINING_ROWS
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError
-from dynamix.features.story import OUTSIDE, event_fates
+from dynamix.features.quotas import OUTSIDE
+from dynamix.features.story import event_fates
 from dynamix.features.streams import event_columns, stream_lengths
 from dynamix.jobs.arm_rows import grid_cells, mask_rows, stream_scales
 from dynamix.jobs.context import Run, StepResult

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dynamix.features.story import CUT, KEPT, OUTSIDE, REMOVED
+from dynamix.features.quotas import CUT, KEPT, OUTSIDE, REMOVED
 
 BASE, IMPRESSION, OTHERS = "base rate", "the impression itself", "other streams"
 MOST_BARS = 12

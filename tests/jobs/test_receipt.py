@@ -7,26 +7,18 @@ from dataclasses import replace
 
 import pytest
 
+from dynamix.jobs.evidence_data import Arm, Evidence, fits, parse_evidence
 from dynamix.jobs.receipt import (
     days_needed,
     design_effects,
     look_first,
     one_mask,
     receipt,
-    savings,
     token_shares,
     undecided,
 )
-from dynamix.jobs.report_data import (
-    Arm,
-    Cell,
-    Channel,
-    Evidence,
-    ReportData,
-    SegmentInfo,
-    fits,
-    parse_evidence,
-)
+from dynamix.jobs.report_data import Cell, Channel, ReportData, SegmentInfo
+from dynamix.jobs.savings import savings, side_by_side
 
 
 def cell(
@@ -122,7 +114,25 @@ def test_savings_in_tokens_seconds_and_money() -> None:
 
 
 def test_missing_prices_are_named_not_invented() -> None:
-    assert "no prices given" in savings(replace(world(cell(1, "a", "drop")), evidence=MEASURED))[1]
+    data = replace(world(cell(1, "a", "drop")), evidence=MEASURED)
+    assert "no prices given" in savings(data)[1] and "Every EUR" not in savings(data)[1]
+    timed = replace(data, evidence=replace(MEASURED, train_rows=3_600_000, epochs=2))
+    # 7.2 M rows take 2 h at 1000 rows/s and 1.6 h at 1250
+    assert "Every EUR that an hour of training costs makes +0.4000 EUR per training" in savings(timed)[1]
+
+
+def test_what_is_saved_stands_side_by_side() -> None:
+    e = replace(MEASURED, train_rows=3_600_000, epochs=2)
+    data = replace(world(cell(1, "a", "drop")), evidence=e)
+    assert [(s.full, s.masked, s.saved) for s in side_by_side(data)] == [
+        ("60.0", "45.0", "25 %"), ("1,000.0", "800.0", "20 %"), ("250.0", "200.0", "20 %"), ("2.0000", "1.6000", "20 %"),
+    ]  # fmt: skip
+    assert "no price given" in side_by_side(data)[3].what
+    priced = side_by_side(replace(data, per_training_hour=10.0, per_billion_inferences=50.0))
+    assert [(s.full, s.masked) for s in priced[3:]] == [("20.0000", "16.0000"), ("50.00", "40.00")]
+    bare = replace(e, arms=(replace(ARMS[0], train_rows_s=None), ARMS[1]))
+    assert side_by_side(replace(data, evidence=bare))[1].saved == "not measured"
+    assert side_by_side(world(cell(1, "a", "drop"))) == []
 
 
 def test_days_needed_follows_the_support_formula() -> None:

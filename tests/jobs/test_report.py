@@ -14,21 +14,19 @@ import pytest
 
 from dynamix.contracts import VERDICTS
 from dynamix.jobs import heatmap
+from dynamix.jobs.evidence_data import Arm, Evidence, newest_evidence
 from dynamix.jobs.files import write_whole
 from dynamix.jobs.report import furthest, render
 from dynamix.jobs.report_data import (
-    Arm,
     Bin,
     Cell,
     Channel,
     Curve,
-    Evidence,
     LogStep,
     ReportData,
     SegmentInfo,
     cells_from_rows,
-    newest_evidence,
-)  # fmt: skip
+)
 from dynamix.jobs.report_load import match_truth
 
 EVIL = """'"><script>alert("x")</script><img src=x onerror=alert(1)>" onmouseover='x' {{ 7 * 7 }} &amp;&"""
