@@ -12,7 +12,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 
 from dynamix.jobs import charts, heatmap, svg
-from dynamix.jobs import report as pages
+from dynamix.jobs import page_figures as pages
 from dynamix.jobs.context import StepResult
 from dynamix.jobs.notebook import Shown
 from dynamix.jobs.receipt import receipt as sentences
@@ -63,16 +63,16 @@ def arms(data: ReportData) -> Shown:
 
 def ne_by_tokens(data: ReportData) -> Shown:
     """NE of each arm over the events that its histories hold: what shorter histories cost."""
+    found = pages.ne_over_tokens(data)
     listed = data.evidence.arms if data.evidence is not None else ()
-    points = [
-        charts.Point(a.name, a.tokens, a.ne, a.ne_low, a.ne_high)
+    text = [
+        f"{a.name}: NE {a.ne:.4f} at {a.tokens:.1f} tokens an impression"
         for a in listed
         if a.ne is not None and a.tokens is not None
     ]
-    title = "NE over tokens"
-    drawn = charts.plane(points, title=title, across="tokens an impression", up="NE")
-    text = [f"{p.name}: NE {p.y:.4f} at {p.x:.1f} tokens an impression" for p in points]
-    return Shown(title, _figure(drawn), "\n".join(text) or "not measured: no ranker was trained on this mask")
+    nothing = "not measured: no ranker was trained on this mask"
+    body = _figure(found.svg) if found else svg.empty("NE over tokens", nothing)
+    return Shown("NE over tokens", body, "\n".join(text) or nothing)
 
 
 def bars(frame: DataFrame, *, name: str, value: str, title: str, unit: str) -> Shown:

@@ -29,6 +29,7 @@ from dynamix.features.relevance import Prediction, cell_sums, rate_table, statis
 from dynamix.features.sql_text import equals, one_of
 from dynamix.features.streams import event_columns, hidden_attributes, stream_lengths
 from dynamix.features.training import with_segments
+from dynamix.jobs.budgets import at_budgets, store_budgets
 from dynamix.jobs.cell_stats import TIER, Measured, stat_rows, unpacked
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import cycle_calendar, seen_events
@@ -99,6 +100,12 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
         result.facts["control_version"] = control_version
     _write_masks(run, grid, audit, result)
     write_watch(run, watched, result)
+    if run.config.mask.rule == "bound":
+        others = at_budgets(
+            measured.statistics, run.config.mask, proposed.verdicts,
+            protection=_protection(run.config, measured.streams), restored=watched.restored,
+        )  # fmt: skip
+        store_budgets(run.folder, version, others)
     own = [row for row in grid if row["mask_version"] == version]
     result.verdicts = {v: sum(r["verdict"] == v for r in own) for v in VERDICTS}
     every = max(_tokens(measured, proposed.verdicts), 1e-12)

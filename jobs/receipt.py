@@ -17,6 +17,8 @@ from dynamix.jobs.savings import savings
 DEFAULT_DEFF = 1.4
 """Variance inflation by users where no cell measured its own (docs/method.md A.7, table)."""
 INTERVAL = "95 % interval by users"
+ENOUGH = "One mask for everybody does as well, as far as these rows can tell; the simpler one is enough."
+ONE_IS_BETTER = "One mask for everybody is better."
 
 
 def receipt(data: ReportData) -> list[str]:
@@ -225,19 +227,28 @@ def same_for_all(cells: Sequence[Cell]) -> bool:
 
 def one_mask(data: ReportData) -> str:
     """What one mask for everybody would have done; says so where it does as well."""
+    return _one_mask(data)[0]
+
+
+def one_mask_would_do(data: ReportData) -> bool:
+    """True where masks per segment are not shown to be better than one mask that removes as much."""
+    return bool(data.cells) and _one_mask(data)[1]
+
+
+def _one_mask(data: ReportData) -> tuple[str, bool]:
     if len({c.segment_id for c in data.cells} - {0}) <= 1:
-        return "There is only one segment: this mask is one mask for everybody."
+        return "There is only one segment: this mask is one mask for everybody.", True
     if same_for_all(data.cells):
-        return "The mask is the same in every segment: one mask for everybody does exactly as well."
+        return "The mask is the same in every segment: one mask for everybody does exactly as well.", True
     e = data.evidence
     one, masked = (e.one_mask, e.masked) if e is not None else (None, None)
     if e is None or one is None or masked is None or one.ne is None or masked.ne is None:
-        return "One mask for everybody: not measured, that arm was not trained."
+        return "One mask for everybody: not measured, that arm was not trained.", False
     gap = 100 * (masked.ne / one.ne - 1) if e.worth_pct is None else e.worth_pct
     text = f"One mask for everybody: NE {one.ne:.4f}{_tokens_of(one)}; per segment {masked.ne:.4f}{_tokens_of(masked)}"
     text += f", a difference of {gap:+.3f} %"
     verdict, basis = _tells(e, one, masked)
-    return f"{text}{basis}. {verdict}"
+    return f"{text}{basis}. {verdict}", verdict in (ENOUGH, ONE_IS_BETTER)
 
 
 def _tokens_of(arm: Arm) -> str:
@@ -245,7 +256,7 @@ def _tokens_of(arm: Arm) -> str:
 
 
 def _tells(e: Evidence, one: Arm, masked: Arm) -> tuple[str, str]:
-    as_well = "One mask for everybody does as well, as far as these rows can tell; the simpler one is enough."
+    as_well = ENOUGH
     fewer = one.tokens is None or masked.tokens is None or one.tokens <= masked.tokens * 1.01
     if not fewer:
         as_well = "NE does not tell them apart; the masks per segment remove more tokens."
@@ -254,7 +265,7 @@ def _tells(e: Evidence, one: Arm, masked: Arm) -> tuple[str, str]:
         basis = f" ({INTERVAL}: {low:+.3f} to {high:+.3f} %)"
         if low <= 0 <= high:
             return as_well, basis
-        return ("Masks per segment are better." if high < 0 else "One mask for everybody is better."), basis
+        return ("Masks per segment are better." if high < 0 else ONE_IS_BETTER), basis
     if None in (one.ne_low, one.ne_high, masked.ne_low, masked.ne_high):
         return "Whether that is more than chance was not measured.", ""
     assert (
@@ -264,9 +275,7 @@ def _tells(e: Evidence, one: Arm, masked: Arm) -> tuple[str, str]:
     if masked.ne_low <= one.ne_high and one.ne_low <= masked.ne_high:
         return as_well, " (their 95 % intervals overlap)"
     assert one.ne is not None and masked.ne is not None
-    return (
-        "Masks per segment are better." if masked.ne < one.ne else "One mask for everybody is better."
-    ), ""
+    return ("Masks per segment are better." if masked.ne < one.ne else ONE_IS_BETTER), ""
 
 
 # --- where to look -------------------------------------------------------------------------------

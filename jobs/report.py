@@ -8,35 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dynamix.contracts import RUN_LOG, TABLES
-from dynamix.jobs import charts, heatmap
+from dynamix.jobs import heatmap, page_figures
 from dynamix.jobs.context import Run, StepResult
-from dynamix.jobs.evidence_data import Arm
 from dynamix.jobs.files import write_whole
 from dynamix.jobs.numbers import pct
-from dynamix.jobs.receipt import receipt
-from dynamix.jobs.report_data import Channel, Curve, ReportData
+from dynamix.jobs.receipt import one_mask_would_do, receipt
+from dynamix.jobs.report_data import ReportData
 from dynamix.jobs.report_load import gather
 from dynamix.jobs.run_log import source_hash
+from dynamix.jobs.savings import side_by_side
 from dynamix.jobs.sensitive import hidden_names
-
-CURVES_PER_SEGMENT = 3
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawing with the sentence that says how to read it."""
-
-    title: str
-    svg: Markup
-    note: str = ""
+from dynamix.jobs.story_data import by_stream, percent, points, summary
 
 
 def report(
@@ -104,7 +92,7 @@ def render(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(pct=pct, shown=shown)
+    environment.filters.update(pct=pct, shown=shown, percent=percent, points=points)
     return environment.get_template("report.html.j2").render(
         data=data,
         receipt=receipt(data),
@@ -113,11 +101,25 @@ def render(data: ReportData) -> str:
         letters=heatmap.LETTERS,
         symbols=heatmap.SYMBOLS,
         heat=Markup(heatmap.html(data.cells, truth=data.truth)) if data.cells else "",
-        forests=forests(data),
-        curves=curves(data),
-        arms=arm_figure(data),
-        arm_rows=arm_rows(data),
-        segment_ne=segment_ne(data),
+        heats=[(at, page_figures.heat_at(data, at)) for at in data.budgets],
+        forests=page_figures.forests(data),
+        curves=page_figures.curves(data),
+        arms=page_figures.arm_figure(data),
+        plane=page_figures.ne_over_tokens(data),
+        arm_rows=page_figures.arm_rows(data),
+        segment_ne=page_figures.segment_ne(data),
+        tops={s.segment_id: page_figures.top_streams(data, s.segment_id) for s in data.segments},
+        savings=side_by_side(data),
+        one_mask_would_do=one_mask_would_do(data),
+        story=page_figures.story_figures(data),
+        story_counts=by_stream(data.story) if data.story else [],
+        story_said=summary(data.story) if data.story else "",
+        drift=page_figures.checks_figure(
+            data.drift.found if data.drift else (), title="Drift", beyond="DRIFT"
+        ),
+        watch=page_figures.checks_figure(
+            data.watch.checks if data.watch else (), title="Watch", beyond="DUE"
+        ),
         users=sum(s.total for s in data.segments),
     )
 
@@ -131,113 +133,3 @@ def shown(value: object, digits: int = 4) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.{digits}f}"
-
-
-def forests(data: ReportData) -> list[Figure]:
-    """One equivalence drawing a segment: each stream's channel that reaches furthest from zero."""
-    figures = []
-    names = {c.segment_id: c.segment_name for c in data.cells}
-    for segment, label in sorted(names.items()):
-        rows = []
-        for cell in sorted((c for c in data.cells if c.segment_id == segment), key=lambda c: c.stream):
-            channel = furthest(data, segment, cell.tier, cell.stream)
-            if channel is None or channel.beta is None or channel.se is None:
-                continue
-            tier = "" if cell.tier == "*" else f" {cell.tier}"
-            row_name = f"{cell.stream}{tier} {channel.channel}"
-            rows.append(charts.ForestRow(row_name, channel.beta, channel.se, cell.verdict, cell.reason))
-        rows.sort(key=lambda r: (heatmap_order(r.verdict), -abs(r.beta), r.name))
-        if rows:
-            title = f"Segment {segment}: {label}"
-            figures.append(Figure(title, Markup(charts.forest(rows, delta=data.delta, title=title))))
-    return figures
-
-
-def heatmap_order(verdict: str) -> int:
-    """Undecided first, since the drawing is there to explain them; then drop, keep, boost."""
-    return ("undecided", "drop", "keep", "boost").index(verdict)
-
-
-def furthest(data: ReportData, segment: int, tier: str, stream: str) -> Channel | None:
-    """The measured channel of a cell with the largest |beta| + 1.645 se for the shown label."""
-    found = [
-        c
-        for c in data.channels
-        if (c.segment_id, c.tier, c.stream, c.label) == (segment, tier, stream, data.label)
-        and c.channel != "joint"
-        and c.beta is not None
-        and c.se is not None
-        and c.se > 0
-    ]
-    return max(found, key=_reach, default=None)
-
-
-def _reach(c: Channel) -> float:
-    return abs(c.beta or 0.0) + charts.Z90 * (c.se or 0.0)
-
-
-def curves(data: ReportData) -> list[Figure]:
-    """Dwell → conversion curves of each segment's most relevant streams, intervals by rows (Wilson)."""
-    relevance = {(c.segment_id, c.stream): c.relevance or 0.0 for c in data.cells}
-    names = {c.segment_id: c.segment_name for c in data.cells}
-    figures = []
-    for segment in sorted(names):
-        mine = [
-            c for c in data.curves if c.segment_id == segment and c.label == data.label and len(c.bins) > 2
-        ]
-        mine.sort(key=lambda c: (-relevance.get((segment, c.stream), 0.0), c.stream))
-        figures += [_curve(c, names[segment]) for c in mine[:CURVES_PER_SEGMENT]]
-    return figures
-
-
-def _curve(found: Curve, segment_name: str) -> Figure:
-    bins = [b for b in found.bins if b.impressions > 0]
-    rates = []
-    for b in bins:
-        low, high = charts.wilson(b.positives, b.impressions)
-        rates.append(charts.Rate(b.name, b.positives / b.impressions, low, high, b.impressions))
-    n = sum(b.impressions for b in bins)
-    base = sum(b.positives for b in bins) / n if n else None
-    title = f"{found.stream}, segment {found.segment_id} ({segment_name})"
-    svg = charts.curve(
-        rates, title=title, unit="mean dwell in the stream before, SD of ln(1+dwell)", base_rate=base
-    )
-    return Figure(title, Markup(svg), f"{n:,} impressions")
-
-
-def arm_figure(data: ReportData) -> Figure | None:
-    """NE of the arms with their intervals."""
-    arms = [a for a in data.evidence.arms if a.ne is not None] if data.evidence is not None else []
-    if not arms:
-        return None
-    rows = [
-        charts.Dot(a.name, a.ne, a.ne_low, a.ne_high, mark=i) for i, a in enumerate(arms) if a.ne is not None
-    ]
-    return Figure(
-        "NE of the arms", Markup(charts.dots(rows, title="NE of the arms", unit="NE (lower is better)"))
-    )
-
-
-def arm_rows(data: ReportData) -> list[tuple[Arm, str]]:
-    """Each arm with the share of tokens it removes against keep-all, or that it was not measured."""
-    if data.evidence is None:
-        return []
-    full = data.evidence.keep_all
-    rows = []
-    for arm in data.evidence.arms:
-        known = full is not None and full.tokens and arm.tokens is not None
-        removed = (
-            pct(1 - arm.tokens / full.tokens)
-            if known and full and full.tokens and arm.tokens is not None
-            else ""
-        )
-        rows.append((arm, removed))
-    return rows
-
-
-def segment_ne(data: ReportData) -> tuple[Sequence[str], list[tuple[str, list[float | None]]]]:
-    """Arm names, and per segment the NE of each arm in that order (None where not measured)."""
-    arms = [a for a in data.evidence.arms if a.per_segment] if data.evidence is not None else []
-    names = {str(s.segment_id): f"{s.segment_id} ({s.name})" for s in data.segments}
-    segments = sorted({k for a in arms for k in a.per_segment}, key=lambda k: (len(k), k))
-    return [a.name for a in arms], [(names.get(s, s), [a.per_segment.get(s) for a in arms]) for s in segments]

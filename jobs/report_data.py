@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+from dynamix.jobs.drift_data import Drift, Watch
 from dynamix.jobs.evidence_data import Evidence, number
 from dynamix.jobs.story_data import Story
 
@@ -116,6 +117,20 @@ class LogStep:
 
 
 @dataclass(frozen=True)
+class AtBudget:
+    """Verdicts of every judged cell under one relative NE budget, and the share of tokens in dropped cells.
+
+    `verdicts` by (segment, stream); `own` marks the configured budget. Cut histories are not in it: they share the
+    same budget after the drops.
+    """
+
+    ne_budget: float
+    own: bool
+    verdicts: Mapping[tuple[int, str], str]
+    dropped_tokens: float
+
+
+@dataclass(frozen=True)
 class ReportData:
     """One report's content. Empty `cells` means that no mask version exists yet."""
 
@@ -145,6 +160,9 @@ class ReportData:
     absent: tuple[str, ...] = ()
     notice: str = ""
     story: Story | None = None
+    budgets: tuple[AtBudget, ...] = ()
+    drift: Drift | None = None
+    watch: Watch | None = None
 
     def impressions(self) -> dict[int, int]:
         """Impressions a segment has in the statistics window (the largest over its streams, summed over tiers)."""

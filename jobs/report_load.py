@@ -18,9 +18,13 @@ from dynamix.contracts import TABLES
 from dynamix.errors import ConfigError
 from dynamix.features.calendar import build_calendar, midnight
 from dynamix.features.relevance import FINE_BINS, CellSums, bin_centres
+from dynamix.jobs.budgets import load_budgets
 from dynamix.jobs.context import Run
+from dynamix.jobs.drift_data import as_watch, newest_drift
 from dynamix.jobs.evidence_data import Evidence, newest_evidence, number, whole
+from dynamix.jobs.monitor import past_answers
 from dynamix.jobs.report_data import Bin, Channel, Curve, LogStep, ReportData, SegmentInfo, cells_from_rows
+from dynamix.jobs.story import typical_story
 
 Row = Mapping[str, Any]
 CURVE_BINS = 8
@@ -57,6 +61,10 @@ def gather(run: Run, *, truth: Path | None = None) -> ReportData:
         segments=_segments(run, data.segment_version),
         channels=_channels(run, data.segment_version),
         curves=_curves(run, data.segment_version),
+        budgets=load_budgets(run.folder.parent / str(masks[0]["run_id"]), data.mask_version),
+        drift=newest_drift(run.warehouse.private),
+        watch=as_watch(answers[-1]) if (answers := past_answers(run.warehouse.private)) else None,
+        story=typical_story(run, data.mask_version, label=data.label),
     )
     return data if truth is None else replace(data, truth=planted(run, truth, data.segment_version))
 

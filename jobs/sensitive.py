@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from dynamix.config import Config
+from dynamix.jobs.drift_data import Compared
 from dynamix.jobs.report_data import Cell, ReportData
 
 
@@ -25,7 +26,12 @@ def hidden_cells(cells: Iterable[Cell], config: Config) -> tuple[Cell, ...]:
 def hidden_names(data: ReportData, config: Config) -> ReportData:
     """What a report shows, without the name of any sensitive stream."""
     streams = {one.stream for group in (data.cells, data.channels, data.curves) for one in group}
-    shown = shown_names(config, streams | {stream for _, stream in data.truth})
+    streams |= {stream for _, stream in data.truth} | {
+        stream for at in data.budgets for _, stream in at.verdicts
+    }
+    checks = (*(data.drift.found if data.drift else ()), *(data.watch.checks if data.watch else ()))
+    named = {stream for stream in config.streams if any(stream in check.sentence for check in checks)}
+    shown = shown_names(config, streams | named)
     if not shown:
         return data
     return replace(
@@ -35,7 +41,17 @@ def hidden_names(data: ReportData, config: Config) -> ReportData:
         curves=tuple(replace(one, stream=shown.get(one.stream, one.stream)) for one in data.curves),
         segments=tuple(replace(one, name=_hidden(one.name, shown)) for one in data.segments),
         truth={(segment, shown.get(stream, stream)): kind for (segment, stream), kind in data.truth.items()},
+        budgets=tuple(
+            replace(at, verdicts={(g, shown.get(f, f)): v for (g, f), v in at.verdicts.items()})
+            for at in data.budgets
+        ),
+        drift=data.drift and replace(data.drift, found=_hidden_checks(data.drift.found, shown)),
+        watch=data.watch and replace(data.watch, checks=_hidden_checks(data.watch.checks, shown)),
     )
+
+
+def _hidden_checks(checks: Iterable[Compared], shown: Mapping[str, str]) -> tuple[Compared, ...]:
+    return tuple(replace(c, name=_hidden(c.name, shown), sentence=_hidden(c.sentence, shown)) for c in checks)
 
 
 def _hidden_cell(cell: Cell, shown: Mapping[str, str]) -> Cell:

@@ -13,6 +13,7 @@ from dynamix.jobs.receipt import (
     design_effects,
     look_first,
     one_mask,
+    one_mask_would_do,
     receipt,
     token_shares,
     undecided,
@@ -154,6 +155,8 @@ def test_one_mask_that_does_as_well_is_said_plainly() -> None:
     assert "One mask for everybody does as well" in one_mask(data)
     better = replace(data, evidence=replace(MEASURED, worth_pct=-0.5, worth_ci=(-0.7, -0.3)))
     assert "Masks per segment are better" in one_mask(better)
+    assert one_mask_would_do(data) and not one_mask_would_do(better)
+    assert not one_mask_would_do(replace(data, evidence=None)) and not one_mask_would_do(ReportData())
 
 
 def test_one_segment_and_equal_masks_need_no_second_mask() -> None:

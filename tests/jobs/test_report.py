@@ -16,7 +16,8 @@ from dynamix.contracts import VERDICTS
 from dynamix.jobs import heatmap
 from dynamix.jobs.evidence_data import Arm, Evidence, newest_evidence
 from dynamix.jobs.files import write_whole
-from dynamix.jobs.report import furthest, render
+from dynamix.jobs.page_figures import furthest
+from dynamix.jobs.report import render
 from dynamix.jobs.report_data import (
     Bin,
     Cell,
@@ -139,7 +140,7 @@ def test_every_number_of_the_label_says_what_it_means() -> None:
 
 def test_what_was_not_measured_is_named() -> None:
     text = render(replace(sample(), evidence=None, curves=(), channels=(), segments=(), steps=()))
-    assert text.count("Not measured:") == 4
+    assert text.count("Not measured:") == 9
 
 
 def test_an_empty_warehouse_gives_a_page_that_says_so() -> None:

@@ -9,9 +9,10 @@ from pyspark.sql import SparkSession
 
 from dynamix.config import load_config
 from dynamix.jobs.arm_rows import stream_scales
+from dynamix.jobs.drift_data import Compared, Drift, Watch
 from dynamix.jobs.heatmap import terminal
 from dynamix.jobs.report import render
-from dynamix.jobs.report_data import Bin, Cell, Channel, Curve, ReportData, SegmentInfo
+from dynamix.jobs.report_data import AtBudget, Bin, Cell, Channel, Curve, ReportData, SegmentInfo
 from dynamix.jobs.sensitive import hidden_cells, hidden_names, shown_names
 from dynamix.segmentation.counts import _sensitive
 
@@ -40,6 +41,11 @@ def test_no_part_of_a_report_names_a_sensitive_stream() -> None:
         curves=tuple(Curve(1, stream, "click", (Bin("0 s", 10, 1),)) for stream in streams),
         segments=(SegmentInfo(1, "health/view 3.0x"),),
         truth={(1, stream): "strong" for stream in streams},
+        budgets=(AtBudget(0.01, True, {(1, stream): "drop" for stream in streams}, 0.5),),
+        drift=Drift("r", tuple(Compared("dwell", s, 1.0, 2.0, False, f"dwell of {s}") for s in streams)),
+        watch=Watch(
+            "", "", "", (Compared("psi", "health/click", 1.0, 2.0, False, "psi of health/click"),), ()
+        ),
     )
     hidden = hidden_names(data, CONFIG)
     assert "health" in repr(data) and "health" not in repr(hidden)

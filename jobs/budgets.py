@@ -1,0 +1,79 @@
+"""The verdicts that other NE budgets would give, worked out once by `mask` and shown by the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dynamix.config import MaskConfig
+from dynamix.jobs.report_data import AtBudget
+from dynamix.segmentation.cells import Cell, Statistics
+from dynamix.segmentation.life import Restoration, keep_restored
+from dynamix.segmentation.masks import Protection, Verdict, judge
+
+FILE = "budgets.json"
+FACTORS = (0.2, 0.5, 1.0, 2.0, 5.0)
+"""Times the configured budget."""
+
+
+def at_budgets(
+    statistics: Statistics, config: MaskConfig, own: Sequence[Verdict], *, protection: Protection,
+    restored: Mapping[Cell, Restoration],
+) -> list[AtBudget]:  # fmt: skip
+    """One entry per factor of FACTORS, ascending: the keep rule of `mask` with nothing but the budget changed.
+
+    `own` are the verdicts under the configured budget; what a watch brought back (`restored`) stays under all of them.
+    """
+    found = []
+    for factor in FACTORS:
+        budget = config.ne_budget * factor
+        changed = config.model_copy(update={"ne_budget": budget})
+        verdicts = (
+            own
+            if factor == 1.0
+            else keep_restored(judge(statistics, changed, protection=protection), restored)
+        )
+        found.append(_at(statistics, budget, verdicts, own=factor == 1.0))
+    return found
+
+
+def _at(statistics: Statistics, budget: float, verdicts: Sequence[Verdict], *, own: bool) -> AtBudget:
+    sums = statistics.by_cell(statistics.heads[0])
+    tokens = {cell: one.tokens for cell, one in sums.items()}
+    gone = sum(tokens.get((v.segment_id, v.stream), 0.0) for v in verdicts if v.verdict == "drop")
+    total = sum(tokens.values())
+    found = {(v.segment_id, v.stream): v.verdict for v in verdicts}
+    return AtBudget(budget, own, found, gone / total if total else 0.0)
+
+
+def store_budgets(folder: Path, mask_version: str, found: Sequence[AtBudget]) -> None:
+    """Write them into the run's folder, whole or not at all."""
+    told = {
+        "mask_version": mask_version,
+        "budgets": [
+            {"ne_budget": one.ne_budget, "own": one.own, "dropped_tokens": one.dropped_tokens,
+             "verdicts": [[segment, stream, verdict] for (segment, stream), verdict in sorted(one.verdicts.items())]}
+            for one in found
+        ],
+    }  # fmt: skip
+    draft = folder / f"{FILE}.new"
+    draft.write_text(json.dumps(told), encoding="utf-8")
+    draft.replace(folder / FILE)
+
+
+def load_budgets(folder: Path, mask_version: str) -> tuple[AtBudget, ...]:
+    """Those of this mask version; empty where the run left none or its file is of another version or damaged."""
+    try:
+        told = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if told["mask_version"] != mask_version:
+            return ()
+        return tuple(
+            AtBudget(
+                float(one["ne_budget"]), bool(one["own"]),
+                {(int(g), str(f)): str(v) for g, f, v in one["verdicts"]}, float(one["dropped_tokens"]),
+            )
+            for one in told["budgets"]
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
