@@ -5,87 +5,25 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from datetime import date
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from report_pages import EVIL, sample
 
-from dynamix.contracts import VERDICTS
 from dynamix.jobs import heatmap
-from dynamix.jobs.evidence_data import Arm, Evidence, newest_evidence
+from dynamix.jobs.evidence_data import newest_evidence
 from dynamix.jobs.files import write_whole
 from dynamix.jobs.page_figures import furthest
 from dynamix.jobs.report import render
 from dynamix.jobs.report_data import (
-    Bin,
     Cell,
     Channel,
-    Curve,
-    LogStep,
     ReportData,
-    SegmentInfo,
     cells_from_rows,
 )
 from dynamix.jobs.report_load import match_truth
-
-EVIL = """'"><script>alert("x")</script><img src=x onerror=alert(1)>" onmouseover='x' {{ 7 * 7 }} &amp;&"""
-"""Breaks out of text, out of either kind of attribute, and out of a template."""
-
-
-def sample() -> ReportData:
-    """Two segments x four streams with every verdict, evil names, and a part of everything."""
-    names, streams = {0: "cold", 3: EVIL}, ("feed/view", "shop/buy", EVIL, "mail/open")
-    cells = tuple(
-        Cell(
-            i,
-            name,
-            "*",
-            stream,
-            verdict != "drop",
-            verdict,
-            f"why {i} {k}",
-            50,
-            0.0,
-            0.01,
-            0.001,
-            0.02,
-            120,
-            2.5,
-        )
-        for i, name in names.items()
-        for k, (stream, verdict) in enumerate(zip(streams, VERDICTS, strict=True))
-    )
-    channels = tuple(
-        Channel(
-            c.segment_id,
-            "*",
-            c.stream,
-            "conversion",
-            "dwell",
-            900,
-            120,
-            0.1,
-            0.05,
-            0.01,
-            0.0,
-            0.02,
-            100.0,
-            140.0,
-            1,
-        )
-        for c in cells
-    )
-    return ReportData(
-        run_id="r1", run_date=date(2024, 2, 12), config_hash="c0ffee", mask_version="m20240212-00000000",
-        segment_version="s20240212-00000000", mask_status="proposed", cells=cells, channels=channels,
-        curves=(Curve(3, "feed/view", "conversion", (Bin("1 s", 100, 4), Bin("2 s", 0, 0), Bin("4 s", 50, 5))),),
-        segments=tuple(SegmentInfo(i, n, {"active": 10, "passive": 30}, "mix", "birth") for i, n in names.items()),
-        steps=(LogStep("ingest", "done", 1.5, 100, 90, 7, 3, "c0ffee", {"events": "v1"}),),
-        versions={"events": 4}, evidence=Evidence((Arm("keep-all", ne=0.9, tokens=10.0), Arm("masked", tokens=5.0))),
-        label_meaning="paid click-out", statistics_days=21.0,
-    )  # fmt: skip
 
 
 class Page(HTMLParser):
