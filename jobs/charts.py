@@ -97,7 +97,7 @@ def forest(rows: Sequence[ForestRow], *, delta: float, title: str) -> str:
     """
     if not rows:
         return svg.empty(title, "no effects were measured")
-    left, right, top, pitch = 142, 318, 22, 17
+    left, right, top, pitch = 142, 302, 22, 17
     reach = max(2.5 * delta, *(min(abs(r.beta) + Z95 * r.se, 8 * delta) for r in rows))
     height = top + pitch * len(rows) + 30
 

@@ -53,6 +53,7 @@ class Evidence:
     train_rows: int | None = None
     epochs: int | None = None
     model: str = ""
+    address: str = ""
     part: str = ""
     test: tuple[Arm, ...] = ()
     winner: str = ""
@@ -145,7 +146,9 @@ def parse_evidence(raw: Mapping[str, Any]) -> Evidence:
     worth = first_of(raw, "worth_of_segments_pct", "worth_pct", "worth_of_segments")
     nested = worth if isinstance(worth, Mapping) else {}
     model = first_of(raw, "model", "registered")
+    address = ""
     if isinstance(model, Mapping):
+        address = f"models:/{model.get('name')}/{model.get('version')}"
         model = " version ".join(str(model[k]) for k in ("name", "version") if k in model)
     return Evidence(
         arms=arms,
@@ -163,6 +166,7 @@ def parse_evidence(raw: Mapping[str, Any]) -> Evidence:
         train_rows=whole(raw.get("train_rows")),
         epochs=whole(raw.get("epochs")),
         model=str(model or ""),
+        address=address,
         part=str(raw.get("part") or ""),
         test=tuple(parse_arm(arm, name=str(name)) for name, arm in _inner(raw, "test").items()),
         winner=str(raw.get("winner") or ""),

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from pyspark.sql import DataFrame, SparkSession
 
 from dynamix.errors import ConfigError, GuardError
+from dynamix.jobs.artefacts import style_sheet
 from dynamix.jobs.context import Run
 from dynamix.jobs.session import get_spark
 from dynamix.jobs.settings import resolve_config
@@ -135,5 +136,5 @@ def open_page(warehouse: str, run_date: str = "") -> Run:
 @cache
 def _style() -> str:
     """The report's style sheet, nested so that it touches nothing of the page around the figure."""
-    sheet = Path(__file__).with_name("templates").joinpath("style.css.j2").read_text(encoding="utf-8")
+    sheet = style_sheet()
     return ".dynamix {" + sheet.replace(":root {", "& {").replace("body {", "& {") + "}"

@@ -165,6 +165,16 @@ def checks_figure(checks: Sequence[Compared], *, title: str, beyond: str) -> Fig
     return Figure(title, Markup(charts.bars(rows, title=title, unit="value over its limit")), more)
 
 
+def drift_figure(data: ReportData) -> Figure | None:
+    """How far the newest events are from the first write's."""
+    return checks_figure(data.drift.found if data.drift else (), title="Drift", beyond="DRIFT")
+
+
+def watch_figure(data: ReportData) -> Figure | None:
+    """What the newest `monitor` found."""
+    return checks_figure(data.watch.checks if data.watch else (), title="Watch", beyond="DUE")
+
+
 def story_figures(data: ReportData) -> list[Figure]:
     """Timeline of the story, and its waterfall where a model told one."""
     story = data.story

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from dynamix.contracts import RUN_LOG, TABLES
 from dynamix.jobs import heatmap, page_figures
+from dynamix.jobs.artefacts import log_report_figures
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.files import write_whole
 from dynamix.jobs.numbers import pct
@@ -56,8 +57,9 @@ def report(
     )
     verdicts = heatmap.counts(data.cells) if data.cells else {}
     note = {"inputs": key, "verdicts": verdicts, "facts": facts}
+    warnings = log_report_figures(run, data)
     write_whole(_note(target), json.dumps(note, indent=1))
-    return StepResult(verdicts=verdicts, facts=facts)
+    return StepResult(verdicts=verdicts, facts=facts, warnings=warnings)
 
 
 def _inputs(run: Run, truth: Path | None) -> str:
@@ -114,12 +116,8 @@ def render(data: ReportData) -> str:
         story=page_figures.story_figures(data),
         story_counts=by_stream(data.story) if data.story else [],
         story_said=summary(data.story) if data.story else "",
-        drift=page_figures.checks_figure(
-            data.drift.found if data.drift else (), title="Drift", beyond="DRIFT"
-        ),
-        watch=page_figures.checks_figure(
-            data.watch.checks if data.watch else (), title="Watch", beyond="DUE"
-        ),
+        drift=page_figures.drift_figure(data),
+        watch=page_figures.watch_figure(data),
         users=sum(s.total for s in data.segments),
     )
 

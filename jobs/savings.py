@@ -66,7 +66,7 @@ def _money(data: ReportData, e: Evidence, full: Arm, masked: Arm) -> str:
         scale = (
             ""
             if hours is None
-            else f" Every {data.currency} that an hour of training costs makes {hours:+.4f} {data.currency} per training."
+            else f" At 1 {data.currency} an hour, to scale from and no price, {hours:+.4f} {data.currency} per training."
         )
         return (
             "Money: no prices given; set prices.per_training_hour and prices.per_billion_inferences in the config."

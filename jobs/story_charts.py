@@ -14,12 +14,19 @@ from dynamix.jobs.story_data import BASE, Past, Score, Story, ago, percent, poin
 MOST_LANES = 8
 MOST_OUTSIDE = 300
 """Events outside the history that are drawn, the newest; all are counted in the table."""
-_TICKS = ((60, "1 min"), (3600, "1 h"), (86400, "1 d"), (7 * 86400, "7 d"), (28 * 86400, "28 d"))
+_TICKS = (
+    (0, "now"),
+    (3600, "1 h"),
+    (6 * 3600, "6 h"),
+    (86400, "1 d"),
+    (7 * 86400, "7 d"),
+    (28 * 86400, "28 d"),
+)
 _REST = "other surfaces"
 
 
 def timeline(story: Story, *, title: str) -> str:
-    """Events by surface over the time before the impression (logarithmic, now on the right).
+    """Events by surface over the square root of the time before the impression, which is at the right end.
 
     Above a lane's line what stays: filled circle kept, ring kept without a known dwell (censored), triangle boosted.
     Below it what goes: cross removed with its stream, stroke cut as too old. On the line, small: outside the history.
@@ -31,13 +38,14 @@ def timeline(story: Story, *, title: str) -> str:
     lanes = _lanes(story.events)
     place = {name: top + pitch * i + pitch / 2 for i, name in enumerate(lanes)}
     base = top + pitch * len(lanes)
-    span = math.log(max(max(e.age_s for e in events), 120.0) / 30.0)
+    span = math.sqrt(max(e.age_s for e in events)) or 1.0
 
     def x(age_s: float) -> float:
-        return right - math.log(max(age_s, 30.0) / 30.0) / span * (right - left)
+        return right - math.sqrt(age_s) / span * (right - left)
 
+    ticks = _ticks(x, left)
     parts = _key()
-    parts += [svg.vertical(x(s), top, base, "axis") for s, _ in _TICKS if x(s) >= left]
+    parts += [svg.vertical(at, top, base, "axis") for at, _ in ticks]
     for name, y in place.items():
         parts.append(f'<text x="80" y="{y + 4:.1f}" text-anchor="end">{escape(svg.shorten(name, 13))}</text>')
         parts.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -45,11 +53,19 @@ def timeline(story: Story, *, title: str) -> str:
         y = place[event.lane if event.lane in place else _REST]
         tip = f"{event.stream}, {ago(event.age_s)}: {said(event)}"
         parts.append(f"<g><title>{escape(tip)}</title>{_event(event, x(event.age_s), y)}</g>")
-    parts += [svg.tick(x(s), base, text) for s, text in _TICKS if x(s) >= left]
-    parts.append(
-        svg.label("time before the impression, which is at the right end", (left + right) / 2, base + 30)
-    )
+    parts += [svg.tick(at, base, text) for at, text in ticks]
+    parts.append(svg.label("time before the impression (square-root scale)", (left + right) / 2, base + 30))
     return svg.drawing(parts, base + 34, title)
+
+
+def _ticks(x: Callable[[float], float], left: float) -> list[tuple[float, str]]:
+    """Places and names of the times that fit beside each other, the oldest first."""
+    found: list[tuple[float, str]] = []
+    for seconds, text in reversed(_TICKS):
+        at = x(seconds)
+        if at >= left and (not found or at - found[-1][0] > 24):
+            found.append((at, text))
+    return found
 
 
 def _drawn(events: Sequence[Past]) -> list[Past]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from dynamix.features.quotas import CUT, KEPT, OUTSIDE, REMOVED
 
-BASE, IMPRESSION, OTHERS = "base rate", "the impression itself", "other streams"
+BASE, IMPRESSION, OTHERS = "base rate", "impression alone", "other streams"
 MOST_BARS = 12
 """Bars of a waterfall; what adds least beyond them is summed up in one."""
 NEWEST = 12

@@ -113,3 +113,9 @@ def drawing(parts: Sequence[str], height: float, title: str) -> str:
         f'<svg class="chart" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{name}">'
         f"{''.join(parts)}</svg>"
     )
+
+
+def standalone(drawn: str, *, style: str) -> str:
+    """A drawing as an SVG file of its own, with the style sheet that its classes are of."""
+    opened = f'<svg xmlns="http://www.w3.org/2000/svg" style="background: var(--page)" width="{2 * WIDTH}" '
+    return drawn.replace("<svg ", opened, 1).replace(">", f"><style>{style}</style>", 1) + "\n"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from dynamix.models.registry import Registry, Version, connected
+from dynamix.models.registry import Registry, Version, connected, resolve
 
 
 def versions(registry: Registry, name: str) -> list[Version]:
@@ -25,3 +26,15 @@ def load_pyfunc(registry: Registry, address: str) -> Any:
     """The model as MLflow serves it; its `predict` takes a DataFrame of raw requests."""
     with connected(registry) as mlflow:
         return mlflow.pyfunc.load_model(address)
+
+
+def log_figures(registry: Registry, address: str, folder: Path) -> str:
+    """Log the folder's files as artefacts `figures/…` of the training run behind `models:/name/version`; the run's id.
+
+    Files of the same name are replaced. ConfigError for an address that does not exist.
+    """
+    with connected(registry) as mlflow:
+        client = mlflow.MlflowClient()
+        run_id = str(resolve(mlflow, address).run_id)
+        client.log_artifacts(run_id, str(folder), artifact_path="figures")
+    return run_id

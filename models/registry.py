@@ -187,22 +187,26 @@ def artefact_folder(registry: Registry, address: str) -> tuple[Path, Version]:
 
     ConfigError for an address that does not exist.
     """
-    name, version, alias = _parse(address)
     with connected(registry) as mlflow:
-        client = mlflow.MlflowClient()
-        try:
-            found = (
-                client.get_model_version_by_alias(name, alias)
-                if alias
-                else client.get_model_version(name, version)
-            )
-        except mlflow.exceptions.MlflowException as trouble:
-            if _absent(trouble):
-                raise ConfigError.unknown_version("model", address, _listed(client, name)) from None
-            raise
+        found = resolve(mlflow, address)
+        name = str(found.name)
         local = mlflow.artifacts.download_artifacts(f"models:/{name}/{found.version}")
-    aliases = (alias,) if alias else ()
+    aliases = (address.rpartition("@")[2],) if "@" in address else ()
     return Path(local) / "artifacts" / "model", Version(name, str(found.version), aliases, dict(found.tags))
+
+
+def resolve(mlflow: Any, address: str) -> Any:
+    """MLflow's own record of the version at an address. ConfigError where there is none."""
+    name, version, alias = _parse(address)
+    client = mlflow.MlflowClient()
+    try:
+        if alias:
+            return client.get_model_version_by_alias(name, alias)
+        return client.get_model_version(name, version)
+    except mlflow.exceptions.MlflowException as trouble:
+        if _absent(trouble):
+            raise ConfigError.unknown_version("model", address, _listed(client, name)) from None
+        raise
 
 
 def ranker_signature(heads: tuple[str, ...]) -> Any:

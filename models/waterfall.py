@@ -11,8 +11,6 @@ from dynamix.errors import InputError
 from dynamix.models.dataset import JaggedRows, joined
 from dynamix.models.service import RankerService
 
-BASE, IMPRESSION = "base rate", "the impression itself"
-
 
 @dataclass(frozen=True)
 class Step:

@@ -116,10 +116,10 @@ def test_savings_in_tokens_seconds_and_money() -> None:
 
 def test_missing_prices_are_named_not_invented() -> None:
     data = replace(world(cell(1, "a", "drop")), evidence=MEASURED)
-    assert "no prices given" in savings(data)[1] and "Every EUR" not in savings(data)[1]
+    assert "no prices given" in savings(data)[1] and "an hour" not in savings(data)[1]
     timed = replace(data, evidence=replace(MEASURED, train_rows=3_600_000, epochs=2))
     # 7.2 M rows take 2 h at 1000 rows/s and 1.6 h at 1250
-    assert "Every EUR that an hour of training costs makes +0.4000 EUR per training" in savings(timed)[1]
+    assert "At 1 EUR an hour, to scale from and no price, +0.4000 EUR per training" in savings(timed)[1]
 
 
 def test_what_is_saved_stands_side_by_side() -> None:

@@ -56,9 +56,10 @@ CONTRAST = """
 ROWS = """[...document.querySelectorAll('#cells tbody tr')].map((row) => [row.cells[0].textContent.split(' ')[0],
   row.cells[1].textContent, row.cells[2].textContent, row.cells[3].textContent.split(' ')[1]].join('|'))"""
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-BOXES = """Object.fromEntries(VERDICTS.map((v) => { const r = document.querySelector('.key .v-' + v).getBoundingClientRect();
+BOXES = """Object.fromEntries(VERDICTS.map((v) => {
+  const r = document.querySelector('.key .v-' + v).getBoundingClientRect();
   return [v, {x: r.x + scrollX, y: r.y + scrollY, width: r.width, height: r.height}]; }))""".replace(
-    "%s", str(list(VERDICTS))
+    "VERDICTS", str(list(VERDICTS))
 )
 SHOWN_MAPS = "[...document.querySelectorAll('.at')].map((e) => e.checkVisibility())"
 
