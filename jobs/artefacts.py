@@ -38,7 +38,9 @@ def figure_files(data: ReportData) -> dict[str, str]:
     ):
         if one is not None:
             drawn[name] = one
-    return found | {f"{name}.svg": svg.standalone(f.svg, style=style_sheet()) for name, f in drawn.items()}
+    return found | {
+        f"{name}.svg": svg.standalone(str(f.svg), style=style_sheet()) for name, f in drawn.items()
+    }
 
 
 def log_report_figures(run: Run, data: ReportData) -> list[str]:

@@ -60,9 +60,9 @@ def explain_user(run: Run, user: str, *, impression: str | None = None) -> StepR
     chosen = rows if impression is None else rows.where(F.col("impression_id") == impression)
     found = chosen.orderBy(F.desc("event_ts"), "impression_id").select("impression_id").limit(1).collect()
     if not found:
-        what = "impression" if impression is not None else "user"
+        what = "impression of this user" if impression is not None else "user"
         raise ConfigError(
-            f"{what} {impression or user!r} has no training row; allowed: users with a mature impression in the train, "
+            f"this {what} has no training row; allowed: users with a mature impression in the train, "
             "validate or test part of the calendar, and their impressions (table training_rows)"
         )
     version, _ = current_mask(run)

@@ -22,7 +22,8 @@ _TICKS = (
     (7 * 86400, "7 d"),
     (28 * 86400, "28 d"),
 )
-_REST = "other surfaces"
+_TICK_APART = 24
+_REST = "elsewhere"
 
 
 def timeline(story: Story, *, title: str) -> str:
@@ -59,11 +60,11 @@ def timeline(story: Story, *, title: str) -> str:
 
 
 def _ticks(x: Callable[[float], float], left: float) -> list[tuple[float, str]]:
-    """Places and names of the times that fit beside each other, the oldest first."""
+    """Places and names of the times that fit beside each other; now and the oldest go before the others."""
     found: list[tuple[float, str]] = []
-    for seconds, text in reversed(_TICKS):
+    for seconds, text in (_TICKS[0], *reversed(_TICKS)):
         at = x(seconds)
-        if at >= left and (not found or at - found[-1][0] > 24):
+        if at >= left and all(abs(at - other) > _TICK_APART for other, _ in found):
             found.append((at, text))
     return found
 

@@ -6,8 +6,9 @@ import contextlib
 import io
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from faults.points import AFTER, watched
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from dynamix.contracts import TABLES
-from dynamix.errors import GuardError
+from dynamix.contracts import OPT_OUT, TABLES
+from dynamix.errors import ConfigError, GuardError
 from dynamix.features.simulate import simulate
 from dynamix.jobs.arm_rows import grid_cells, load_version, mask_rows, stream_scales
+from dynamix.jobs.budgets import FACTORS
 from dynamix.jobs.cli import main
 from dynamix.jobs.context import Run, new_run_id
+from dynamix.jobs.explain import current_mask
 from dynamix.jobs.run import STEPS, execute, run_all
+from dynamix.jobs.story import explain_user, typical_story
 from dynamix.models.registry import CHALLENGER, CHAMPION, RANKER, SEGMENTER, Registry, find
 from dynamix.models.serving import cell_quotas
 
@@ -129,6 +133,9 @@ def test_the_ranker_is_registered_and_the_page_and_the_evidence_are_written(
     assert {a["arm"] for a in found["arms"]} >= {"keep-all", "masked"}
     page = (run.warehouse.private / "report.html").read_text(encoding="utf-8")
     assert found["label_meaning"] in page and run.run_id in page
+    assert "From base rate to score" in page and page.count('name="budget"') == len(FACTORS)
+    logged = {path.name for path in (run.warehouse.private / "mlruns").glob("**/artifacts/figures/*")}
+    assert logged == {path.name for path in (run.folder / "figures").iterdir()} >= {"arms.svg", "receipt.txt"}
 
 
 def test_the_readme_s_other_commands_work(world: Path, cycle: Cycle, tmp_path: Path) -> None:
@@ -172,6 +179,38 @@ def test_masked_rows_are_the_same_impressions_with_fewer_events(spark: SparkSess
         joined = own.join(whole.drop("label_conversion"), "impression_id")
         assert own.count() == whole.count() == joined.count()
         assert joined.where("n > all").count() == 0
+
+
+def test_a_user_s_story_agrees_with_the_stored_rows_and_scores(spark: SparkSession, cycle: Cycle) -> None:
+    run = cycle.run
+    version, _ = current_mask(run)
+    story = typical_story(run, version, label="conversion")
+    assert story is not None and story.score is not None and (story.part, story.holdout) == ("test", False)
+    scores = run.warehouse.read(spark, "scores").where("label = 'conversion'")
+    stored = run.warehouse.read(spark, "training_rows").select(
+        "impression_id", "user_id", "mask_version", F.size("hist_stream").alias("n")
+    )
+    lengths = {(r["impression_id"], r["mask_version"]): r["n"] for r in stored.collect()}
+    impression = scores.join(stored.where("mask_version = 'keep-all' AND n > 3").select("impression_id", "n"),
+                             "impression_id").orderBy("n", "impression_id").limit(1).collect()[0]  # fmt: skip
+    told = command("explain", "--user", impression["user_id"], "--impression", impression["impression_id"],
+                   "--warehouse", str(run.warehouse.root))["facts"]["explain"]  # fmt: skip
+    fates = Counter(event["fate"] for event in told["events"])
+    assert fates["kept"] == lengths[impression["impression_id"], version]
+    assert sum(fates.values()) - fates["outside"] == lengths[impression["impression_id"], "keep-all"]
+    assert told["score"]["score"] == pytest.approx(impression["score"], abs=1e-6)
+    assert told["score"]["bars"][0]["before"] == told["score"]["base"]
+    assert told["score"]["bars"][-1]["after"] == told["score"]["score"]
+    user = impression["user_id"]
+    opt_out = spark.createDataFrame([(user, datetime.now(UTC))], OPT_OUT.ddl())
+    run.warehouse.replace(spark, OPT_OUT, opt_out)
+    try:
+        with pytest.raises(GuardError, match="opted out"):
+            explain_user(run, user)
+    finally:
+        run.warehouse.drop("opt_out")
+    with pytest.raises(ConfigError, match="no training row"):
+        explain_user(run, "nobody-here")
 
 
 def test_a_second_run_changes_no_table_and_names_what_it_skips(

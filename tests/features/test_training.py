@@ -22,8 +22,9 @@ from dynamix.features import oracle
 from dynamix.features.calendar import build_calendar
 from dynamix.features.conversions import label_impressions
 from dynamix.features.dwell import derive_dwell
-from dynamix.features.quotas import NO_LIMIT, apply_quotas, quota_table
+from dynamix.features.quotas import CUT, KEPT, NO_LIMIT, OUTSIDE, REMOVED, apply_quotas, quota_table
 from dynamix.features.sessions import assign_sessions
+from dynamix.features.story import event_fates
 from dynamix.features.streams import event_columns
 from dynamix.features.training import holdout_users, training_rows
 
@@ -193,6 +194,32 @@ def test_declared_lengths_and_attributes_shape_the_stored_history(spark: SparkSe
     assert (train.hist_item, train.hist_category) == ([None, "b0"], [None, None])
     assert train.hist_dwell_bin == [1, 12]
     assert train.hist_age_s == [None, pytest.approx(DAY / 2 - 300)]
+
+
+@pytest.mark.spark
+def test_the_fate_of_every_event_is_that_of_the_stored_rows(spark: SparkSession) -> None:
+    given = inputs(spark)
+    grid = [(2, "*", "a/view", 1), (2, "*", "b/view", 0), (0, "passive", "a/view", 2)]
+    masks = spark.createDataFrame(grid, "segment_id int, tier string, stream string, quota int")
+    whole = training_rows(masks=None, mask_version="keep-all", **given).persist()
+    masked = training_rows(masks=masks, mask_version="m1", **given).collect()
+    quotas = quota_table(grid, {"a/view": 0, "b/view": 1, "shop/conversion": 2})
+    found: dict[str, list[Any]] = {}
+    for row in event_fates(given["events"], whole, quotas=quotas, history=CONFIG.history).collect():
+        found.setdefault(row.impression_id, []).append(row)
+    for stored in whole.collect():
+        inside = [r for r in found[stored.impression_id] if r.fate != OUTSIDE]
+        assert [r.stream_id for r in inside] == stored.hist_stream
+        assert [r.age_s for r in inside] == pytest.approx(stored.hist_age_s, rel=1e-6)
+        assert [r.usable for r in inside] == [b < 12 for b in stored.hist_dwell_bin]
+    for stored in masked:
+        kept = [r.stream_id for r in found[stored.impression_id] if r.fate == KEPT]
+        assert kept == stored.hist_stream
+    warm = [(r.stream_id, r.fate) for r in found["warm-train"]]  # three of four fit into the history
+    assert warm == [(0, OUTSIDE), (0, CUT), (0, CUT), (0, KEPT), (1, REMOVED)]
+    assert {r.fate for r in found["warm-test"]} == {OUTSIDE, KEPT}  # segment 1 is not in the mask
+    nothing = event_fates(given["events"], whole, quotas=None, history=CONFIG.history).collect()
+    assert {r.fate for r in nothing} == {OUTSIDE, KEPT}
 
 
 def _past_and_future(user: str, asked_s: float, rng: random.Random) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from dynamix.models.dataset import rows_from_table
 from dynamix.models.dwells import DwellRule
 from dynamix.models.mask_reader import MaskBundle, check
 from dynamix.models.ranker import Ranker
-from dynamix.models.registered import load_pyfunc
+from dynamix.models.registered import load_pyfunc, log_figures
 from dynamix.models.registry import Registry, artefact_folder, log_training, register_ranker
 from dynamix.models.segmenter import Segmenter
 from dynamix.models.service import RankerService, write_artefacts
@@ -82,6 +82,15 @@ def served(tmp_path_factory: pytest.TempPathFactory, table: Callable[..., pa.Tab
     version = register_ranker(registry, folder=folder, run_id=run_id, metrics={}, tags={}, example=example())
     local, _ = artefact_folder(registry, version.address)
     return Served(registry, local.parents[1], RankerService.load(local))
+
+
+def test_figures_lie_with_the_run_behind_the_version(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "arms.svg").write_text("<svg/>", encoding="utf-8")
+    run_id = log_figures(served.registry, "models:/dynamix-ranker/1", tmp_path)
+    (found,) = (served.registry.private / "mlruns").glob(f"**/{run_id}/artifacts/figures/*")
+    assert (found.name, found.read_text(encoding="utf-8")) == ("arms.svg", "<svg/>")
+    with pytest.raises(ConfigError, match="models:/dynamix-ranker/1"):
+        log_figures(served.registry, "models:/dynamix-ranker/9", tmp_path)
 
 
 ALONE = """
