@@ -6,6 +6,7 @@ run finds nothing. Order: hashes for ingest, marks on models, plain files, rows,
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,10 @@ TRAINED = "dynamix.trained_on_forgotten"
 ORPHAN_HOURS = 24
 """A data file that no commit names may be of a job at work; from this age on it is taken for a dead one's."""
 _INVENTORY = "path string, length bigint, isDir boolean, modificationTime bigint"
+_STORY = re.compile(r"<!-- story -->.*?<!-- end of story -->", re.DOTALL)
+_STORY_GONE = (
+    "<h2>One user's story</h2><p>Taken out when users were forgotten: run <code>dynamix report</code>.</p>"
+)
 _LAST = (EVENTS_QUARANTINE.name, EVENTS.name)
 
 
@@ -219,8 +224,27 @@ def _said_of(models: list[Version], untold: list[Version]) -> list[str]:
 # ---------------------------------------------------------------- erasing them
 
 
+def cut_stories(private: Path) -> list[Path]:
+    """Take the user's story out of every report's page below the folder; the pages that had one.
+
+    A page holds no id, so nobody can tell whose story it is: all of them go.
+    """
+    cut = []
+    for page in sorted(private.rglob("*.html")):
+        text = page.read_text(encoding="utf-8")
+        fresh = _STORY.sub(_STORY_GONE, text)
+        if fresh != text:
+            draft = page.with_name(f"{page.name}.new")
+            draft.write_text(fresh, encoding="utf-8")
+            draft.replace(page)
+            cut.append(page)
+    return cut
+
+
 def _erase(run: Run, names: frozenset[str], found: Found, result: StepResult) -> None:
     place, spark = run.warehouse, run.spark
+    if pages := cut_stories(place.private):
+        run.note(f"forget: the user's story taken out of {len(pages)} pages")
     for path in found.plain:
         without_users(path, Users(names, found.held.events))
     ordered = sorted(found.tables, key=lambda name: (_LAST.index(name) if name in _LAST else -1, name))

@@ -15,6 +15,7 @@ from report_pages import EVIL, sample
 from dynamix.jobs import heatmap
 from dynamix.jobs.evidence_data import newest_evidence
 from dynamix.jobs.files import write_whole
+from dynamix.jobs.forget import cut_stories
 from dynamix.jobs.page_figures import furthest
 from dynamix.jobs.report import render
 from dynamix.jobs.report_data import (
@@ -224,3 +225,20 @@ def test_a_cut_cell_shows_how_many_events_it_keeps() -> None:
     assert (cut[0].cut, whole[0].cut, cells_from_rows([row])[0].cut) == (True, False, False)
     assert "K10" in heatmap.terminal(cut) and "newest 10 events" in heatmap.terminal(cut)
     assert "K10" not in heatmap.terminal(whole)
+
+
+def test_forget_takes_the_story_out_of_every_page_and_leaves_the_rest(tmp_path: Path) -> None:
+    text = render(sample())
+    pages = [tmp_path / "report.html", tmp_path / "runs" / "r1" / "report.html"]
+    for page in pages:
+        write_whole(page, text)
+    write_whole(tmp_path / "other.html", "<p>no story</p>")
+    assert cut_stories(tmp_path) == pages and cut_stories(tmp_path) == []
+    left = pages[1].read_text(encoding="utf-8")
+    assert (
+        "Before the impression" in text and "Before the impression" not in left and "Taken out when" in left
+    )
+    assert Page(left).open == []
+    before, after = text.split("<!-- story -->")[0], text.split("<!-- end of story -->")[1]
+    assert left.startswith(before) and left.endswith(after)
+    assert len(list(tmp_path.rglob("*.new"))) == 0
