@@ -135,20 +135,20 @@ def _slopes(run: Run, stream: str, segment_id: int, versions: Sequence[str]) -> 
     }
 
 
-def current_mask(run: Run) -> tuple[str, str]:
-    """Name and status of the published mask version up to the run date, else of the newest proposed one.
+def current_mask(run: Run, *, statuses: Sequence[str] = ("published", "proposed")) -> tuple[str, str]:
+    """Name and status of the newest mask version up to the run date that has the first of `statuses`, else the next.
 
     Controls and retired versions judge nothing: GuardError (exit 4) where there are no others.
     """
     masks = run.warehouse.read(run.spark, MASKS.name).where(F.col("run_date") <= F.lit(run.run_date))
     versions = masks.select("mask_version", "status", "run_date", "seq").distinct().collect()
-    for status in ("published", "proposed"):
+    for status in statuses:
         own = [r for r in versions if r["status"] == status]
         if own:
             newest = max(own, key=lambda r: (r["run_date"], r["seq"], r["mask_version"]))
             return str(newest["mask_version"]), status
     raise GuardError(
-        "table 'masks' has no published or proposed version up to the run date; run `dynamix mask`"
+        f"table 'masks' has no {' or '.join(statuses)} version up to the run date; run `dynamix mask`"
     )
 
 

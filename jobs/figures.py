@@ -6,6 +6,7 @@ The drawings are those of the report (`jobs/charts.py`, `jobs/heatmap.py`); noth
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -17,6 +18,7 @@ from dynamix.jobs.context import StepResult
 from dynamix.jobs.notebook import Shown
 from dynamix.jobs.receipt import receipt as sentences
 from dynamix.jobs.report_data import ReportData
+from dynamix.jobs.story_data import lines as story_lines
 
 MOST_ROWS = 200
 """Rows that a figure takes from a frame; more would not be legible."""
@@ -73,6 +75,20 @@ def ne_by_tokens(data: ReportData) -> Shown:
     nothing = "not measured: no ranker was trained on this mask"
     body = _figure(found.svg) if found else svg.empty("NE over tokens", nothing)
     return Shown("NE over tokens", body, "\n".join(text) or nothing)
+
+
+def story(data: ReportData) -> Shown:
+    """One user's story: what became of the events before an impression, and from base rate to score."""
+    found = _together("One user's story", pages.story_figures(data))
+    return found if data.story is None else replace(found, text="\n".join(story_lines(data.story)))
+
+
+def drift(data: ReportData) -> Shown:
+    """How far the newest events are from the first write's, as shares of the limits."""
+    found = pages.drift_figure(data)
+    shown = _together("Drift", [found] if found is not None else [])
+    text = "\n".join(one.sentence for one in data.drift.found) if data.drift else ""
+    return replace(shown, text=text) if text else shown
 
 
 def bars(frame: DataFrame, *, name: str, value: str, title: str, unit: str) -> Shown:

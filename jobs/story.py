@@ -45,7 +45,9 @@ RULE_UNTOUCHED = (
 
 
 def explain_user(run: Run, user: str, *, impression: str | None = None) -> StepResult:
-    """The story of a user's impression under the current mask; by default the newest one of `training_rows`.
+    """The story of a user's impression under the current mask, a retired one where there is no other.
+
+    Without `impression` it is the user's newest one of `training_rows`.
 
     `user` is the id as the source has it; where ids are hashed it is hashed by the same key. ConfigError (exit 2)
     for a user or impression without a training row, GuardError (exit 4) for one who opted out, and where a table is
@@ -65,7 +67,7 @@ def explain_user(run: Run, user: str, *, impression: str | None = None) -> StepR
             f"this {what} has no training row; allowed: users with a mature impression in the train, "
             "validate or test part of the calendar, and their impressions (table training_rows)"
         )
-    version, _ = current_mask(run)
+    version, _ = current_mask(run, statuses=("published", "proposed", "retired"))
     rule = "as asked" if impression is not None else "the user's newest one"
     story = tell(run, str(found[0]["impression_id"]), version, rule=rule)
     return StepResult(facts={"explain": asdict(story), "text": "\n".join(lines(story))})
@@ -122,11 +124,12 @@ def tell(run: Run, impression: str, mask_version: str, *, rule: str, label: str 
     names = {scale.stream_id: name for name, scale in scales.items()}
     cells = grid_cells(mask_rows(run, mask_version))
     events = _events(run, row, str(plain["user_id"]), streams, cells)
-    _refuse_changed(events, table, impression)
+    _refuse_changed(events, table)
     score, untold = _score(run, table, head, cells, names)
+    segment_name, status = _in_grid(run, mask_version, int(plain["segment_id"]))
     story = Story(
-        rule=rule, mask_version=mask_version, segment_id=int(plain["segment_id"]),
-        segment_name=_segment_name(run, mask_version, int(plain["segment_id"])), tier=str(plain["tier"]),
+        rule=rule, mask_version=mask_version, mask_status=status, segment_id=int(plain["segment_id"]),
+        segment_name=segment_name, tier=str(plain["tier"]),
         holdout=bool(plain["holdout"]), part=str(plain["part"]), label=head,
         outcome=None if y is None else bool(y),
         events=_past(events, names, cells, int(plain["segment_id"]), str(plain["tier"])),
@@ -159,13 +162,13 @@ def _events(
     return [one.asDict() for one in fates.collect()]
 
 
-def _refuse_changed(events: list[dict[str, Any]], table: Any, impression: str) -> None:
+def _refuse_changed(events: list[dict[str, Any]], table: Any) -> None:
     inside = [int(e["stream_id"]) for e in events if e["fate"] != OUTSIDE]
     stored = [int(stream) for stream in table["hist_stream"][0].as_py()]
     if inside != stored:
         raise GuardError(
-            f"impression {impression!r}: {len(inside)} events make its history now, {len(stored)} are stored in its "
-            "training row; events or `history` changed since, run `dynamix train`"
+            f"{len(inside)} events make the impression's history now, {len(stored)} are stored in its training row; "
+            "events or `history` changed since, run `dynamix train`"
         )
 
 
@@ -182,10 +185,11 @@ def _past(
     )  # fmt: skip
 
 
-def _segment_name(run: Run, mask_version: str, segment: int) -> str:
-    found = mask_rows(run, mask_version).where(F.col("segment_id") == segment).select("segment_name").limit(1)
-    rows = found.collect()
-    return str(rows[0]["segment_name"]) if rows else str(segment)
+def _in_grid(run: Run, mask_version: str, segment: int) -> tuple[str, str]:
+    """Name of the segment (its id where the mask does not know it), and the status of the mask version."""
+    rows = mask_rows(run, mask_version).select("segment_id", "segment_name", "status").distinct().collect()
+    names = {int(r["segment_id"]): str(r["segment_name"]) for r in rows}
+    return names.get(segment, str(segment)), str(rows[0]["status"]) if rows else "unknown"
 
 
 def _score(

@@ -73,6 +73,7 @@ class Story:
 
     rule: str
     mask_version: str
+    mask_status: str
     segment_id: int
     segment_name: str
     tier: str
@@ -155,7 +156,7 @@ def summary(story: Story) -> str:
         return "No earlier event: the ranker sees the impression alone."
     text = (
         f"{len(story.history)} of {len(story.events)} earlier events are in the history. Mask {story.mask_version} "
-        f"keeps {kept}, removes {removed} of dropped streams and cuts {cut} older ones."
+        f"({story.mask_status}) keeps {kept}, removes {removed} of dropped streams and cuts {cut} older ones."
     )
     if story.holdout:
         text += " The user is in the hold-out, whose histories no mask touches."

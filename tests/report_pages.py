@@ -122,5 +122,5 @@ def told() -> Story:
     ]
     bars = (Bar(IMPRESSION, 0.05, 0.06), Bar(EVIL, 0.06, 0.04), Bar("feed/view", 0.04, 0.07))
     score = Score("conversion", 0.05, 0.07, bars, "models:/dynamix-ranker/1", "m20240212-00000000", 0.065)
-    return Story("because", "m20240212-00000000", 3, EVIL, "active", False, "test", "conversion", True,
+    return Story("because", "m20240212-00000000", "proposed", 3, EVIL, "active", False, "test", "conversion", True,
                  tuple(reversed(events)), score)  # fmt: skip

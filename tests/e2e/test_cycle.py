@@ -183,7 +183,7 @@ def test_masked_rows_are_the_same_impressions_with_fewer_events(spark: SparkSess
 
 def test_a_user_s_story_agrees_with_the_stored_rows_and_scores(spark: SparkSession, cycle: Cycle) -> None:
     run = cycle.run
-    version, _ = current_mask(run)
+    version, _ = current_mask(run, statuses=("published", "proposed", "retired"))
     story = typical_story(run, version, label="conversion")
     assert story is not None and story.score is not None and (story.part, story.holdout) == ("test", False)
     scores = run.warehouse.read(spark, "scores").where("label = 'conversion'")

@@ -6,11 +6,12 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
-from report_pages import EVIL, told
+from report_pages import EVIL, sample, told
 
 from dynamix.features.quotas import CUT, KEPT, OUTSIDE, REMOVED
-from dynamix.jobs import story_charts
+from dynamix.jobs import figures, story_charts
 from dynamix.jobs.artefacts import figure_files
+from dynamix.jobs.report_data import ReportData
 from dynamix.jobs.story_data import (
     IMPRESSION,
     Bar,
@@ -29,7 +30,7 @@ PAST = (
     Past("feed/view", 400.0, KEPT, boosted=True), Past("feed/like", 300.0, KEPT, usable=False, censored=True),
     Past("feed/like", 200.0, KEPT, usable=False),
 )  # fmt: skip
-STORY = Story("as asked", "m1", 2, "shoppers", "active", False, "test", "conversion", False, PAST)
+STORY = Story("as asked", "m1", "proposed", 2, "shoppers", "active", False, "test", "conversion", False, PAST)
 SCORE = Score(
     "conversion", 0.05, 0.09, (Bar(IMPRESSION, 0.05, 0.08), Bar("feed/view", 0.08, 0.09)), "models:/r/1", "m1"
 )
@@ -113,8 +114,6 @@ def test_many_surfaces_share_the_last_lane_and_names_are_escaped() -> None:
 
 
 def test_figures_are_files_that_stand_alone_and_hold_no_story() -> None:
-    from report_pages import sample
-
     found = figure_files(sample())
     assert {
         "receipt.txt",
@@ -130,3 +129,10 @@ def test_figures_are_files_that_stand_alone_and_hold_no_story() -> None:
         if name.endswith(".svg"):
             root = ElementTree.fromstring(text)
             assert root.tag == "{http://www.w3.org/2000/svg}svg" and "--page" in (root[0].text or "")
+
+
+def test_a_notebook_shows_the_story_and_the_drift_with_their_text() -> None:
+    shown = figures.story(sample())
+    assert "From base rate to score" in shown.body and "impression alone" in shown.text
+    assert "not measured" in figures.story(ReportData()).text == figures.drift(ReportData()).text
+    assert "dwell of" in figures.drift(sample()).text and "<svg" in figures.drift(sample()).body

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -28,8 +30,6 @@ def fixture_service(ranker: Ranker) -> RankerService:
 
 def in_double(rows: JaggedRows) -> JaggedRows:
     """So that the ranker of the fixture, which is in double precision, takes them."""
-    from dataclasses import replace
-
     names = ("z", "log_age", "dense")
     return replace(rows, **{name: getattr(rows, name).astype(np.float64) for name in names})
 
