@@ -27,6 +27,7 @@ def receipt(data: ReportData) -> list[str]:
         return [f"No mask version yet: nothing was decided. {_label_line(data)} Run dynamix mask next."]
     lines = [
         _label_line(data),
+        *([data.notice] if data.notice else []),
         removal(data),
         ne_change(data),
         *savings(data),

@@ -21,7 +21,7 @@ from dynamix.features.relevance import FINE_BINS, CellSums, bin_centres
 from dynamix.jobs.budgets import load_budgets
 from dynamix.jobs.context import Run
 from dynamix.jobs.drift_data import as_watch, newest_drift
-from dynamix.jobs.evidence_data import Evidence, newest_evidence, number, whole
+from dynamix.jobs.evidence_data import Evidence, fits, newest_evidence, number, whole
 from dynamix.jobs.monitor import past_answers
 from dynamix.jobs.report_data import Bin, Channel, Curve, LogStep, ReportData, SegmentInfo, cells_from_rows
 from dynamix.jobs.story import typical_story
@@ -66,7 +66,17 @@ def gather(run: Run, *, truth: Path | None = None) -> ReportData:
         watch=as_watch(answers[-1]) if (answers := past_answers(run.warehouse.private)) else None,
         story=typical_story(run, data.mask_version, label=data.label),
     )
+    if data.evidence is not None and not fits(data.evidence, data.mask_version):
+        data = replace(data, notice=_other_mask(data.evidence, data.mask_version))
     return data if truth is None else replace(data, truth=planted(run, truth, data.segment_version))
+
+
+def _other_mask(evidence: Evidence, mask_version: str) -> str:
+    trained = evidence.masked.mask_version if evidence.masked is not None else "none"
+    return (
+        f"The newest training compared mask {trained}, not {mask_version}, which is shown: NE, savings and one mask for "
+        "everybody are of that other mask until `dynamix train` has run."
+    )
 
 
 def _settings(run: Run, evidence: Evidence | None) -> ReportData:

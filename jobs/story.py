@@ -201,7 +201,7 @@ def _score(
         address, _ = default_model(registry)
         folder, version = artefact_folder(registry, address)
         service = RankerService.load(folder)
-    except (GuardError, EnvironmentTrouble) as trouble:
+    except (ConfigError, GuardError, EnvironmentTrouble) as trouble:
         return None, trouble.message
     if head not in service.config.heads:
         return None, f"{version.address} does not serve {head!r}"

@@ -5,7 +5,7 @@ It needs no Spark and holds no id: streams, ages and numbers only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dynamix.features.quotas import CUT, KEPT, OUTSIDE, REMOVED
@@ -233,9 +233,3 @@ def ago(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {name} before"
     return f"{seconds:.0f} s before"
-
-
-__all__: Sequence[str] = [
-    "BASE", "IMPRESSION", "Bar", "Counts", "Past", "Score", "Story", "ago", "by_stream", "lines", "percent", "points",
-    "renamed", "said", "shortened", "summary",
-]  # fmt: skip

@@ -13,8 +13,8 @@ from dynamix.features.relevance import FINE_BINS, WHOLE, C, CellSums, D, bin_cen
 from dynamix.segmentation.cells import Cell, Statistics
 
 RATE = 0.05
-_NORMAL = np.exp(-(bin_centres() ** 2) / 2)
-_NORMAL /= _NORMAL.sum()
+NORMAL = np.exp(-(bin_centres() ** 2) / 2)
+NORMAL /= NORMAL.sum()
 PLENTY = 3_000_000.0
 
 
@@ -35,9 +35,9 @@ def cell_sums(
     root = np.tril(rng.normal(size=(D + 1, D + 1)), -1) + np.diag(
         np.sqrt(rng.chisquare(users - np.arange(D + 1)))
     )
-    share = w * _NORMAL
+    share = w * NORMAL
     hist = np.zeros((4, FINE_BINS + 1))
-    hist[0, :-1], hist[3, :-1] = n * _NORMAL, share
+    hist[0, :-1], hist[3, :-1] = n * NORMAL, share
     mean = beta[0] * bin_centres() + bend * (bin_centres() ** 2 - 1)
     hist[2, :-1] = share * mean + rng.normal(size=FINE_BINS) * np.sqrt(deff * share)
     return CellSums(

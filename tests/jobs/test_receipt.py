@@ -12,6 +12,7 @@ from dynamix.jobs.receipt import (
     days_needed,
     design_effects,
     look_first,
+    ne_change,
     one_mask,
     one_mask_would_do,
     receipt,
@@ -203,6 +204,12 @@ def test_figures_of_a_nested_gate_are_found() -> None:
         10,
         "published",
     )
+
+
+def test_evidence_of_another_mask_is_said_before_its_figures() -> None:
+    data = replace(world(cell(1, "a", "drop")), evidence=MEASURED, notice="of another mask")
+    lines = receipt(data)
+    assert lines.index("of another mask") < lines.index(ne_change(data))
 
 
 def test_evidence_of_another_mask_does_not_fit() -> None:

@@ -73,6 +73,13 @@ def test_the_table_holds_exactly_the_rows_of_the_mask() -> None:
     assert sorted(found) == sorted((str(i), str(k)) for i in (0, 3) for k in range(4))
 
 
+def test_the_page_says_plainly_where_one_mask_would_do() -> None:
+    data = sample()
+    assert "One mask for everybody would do" in render(data)  # one warm segment
+    two = tuple(replace(c, segment_id=4, keep=not c.keep) for c in data.cells if c.segment_id == 3)
+    assert "One mask for everybody would do" not in render(replace(data, cells=(*data.cells, *two)))
+
+
 def test_every_number_of_the_label_says_what_it_means() -> None:
     assert render(sample()).count("paid click-out") >= 5
 
