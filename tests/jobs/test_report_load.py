@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ def open_run(spark: SparkSession, root: Path) -> Run:
 def put(run: Run, table: Table, rows: list[dict[str, Any]]) -> None:
     frame = run.spark.createDataFrame([tuple(r.get(n) for n in table.names) for r in rows], table.ddl())
     run.warehouse.replace(run.spark, table, frame)
+
+
+def leave(path: Path, told: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(told), encoding="utf-8")
 
 
 def mask_row(version: str, seq: int, stream: str, verdict: str, status: str = "proposed") -> dict[str, Any]:
@@ -104,8 +110,23 @@ def test_the_newest_version_its_statistics_and_its_truth_reach_the_page(
         [(5, "b/y", "null"), (6, "b/y", "strong")], "segment int, stream string, kind string"
     ).write.parquet(str(world / "truth_cells"))
 
+    runs = run.warehouse.private / "runs"
+    leave(runs / "r" / "budgets.json", {"mask_version": "m20240212-new", "budgets": [
+        {"ne_budget": 0.01, "own": True, "dropped_tokens": 0.5, "verdicts": [[1, "b/y", "drop"]]}
+    ]})  # fmt: skip
+    leave(
+        runs / "20240101T000000Z-a" / "evidence.json", {"arms": [{"arm": "masked", "mask_version": "m-old"}]}
+    )
+    leave(
+        runs / "20240101T000000Z-a" / "monitor.json",
+        {"run_date": "2024-02-11", "run_id": "a", "answer": "No."},
+    )
+
     data = gather(run, truth=world / "truth_impressions")
     assert data.mask_version == "m20240212-new"
+    assert [at.verdicts for at in data.budgets] == [{(1, "b/y"): "drop"}]
+    assert "compared mask m-old, not m20240212-new" in data.notice
+    assert data.watch is not None and data.watch.answer == "No." and data.drift is None and data.story is None
     assert [(c.stream, c.verdict) for c in data.cells] == [("a/x", "keep"), ("b/y", "drop")]
     assert [(c.channel, c.beta) for c in data.channels] == [("dwell", 0.3)]
     assert {s.segment_id: s.total for s in data.segments} == {0: 1, 1: 2}
