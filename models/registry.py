@@ -15,11 +15,11 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError
+from dynamix.models.requirements import requirements
 from dynamix.redaction import harmless, without_secrets
 
 RANKER, SEGMENTER = "dynamix-ranker", "dynamix-segmenter"
@@ -28,7 +28,6 @@ ALIASES = (CHALLENGER, CHAMPION)
 EXPERIMENT = "dynamix"
 _NOISY = ("alembic", "mlflow", "sqlalchemy", "alembic.runtime.migration", "mlflow.store.db.utils")
 _STATED = "MLFLOW_TRACKING_URI"
-_REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -254,14 +253,6 @@ def segmenter_signature() -> Any:
         inputs=Schema([ColSpec("string", "user_id"), ColSpec(Array(DataType.double), "counts")]),
         outputs=Schema([ColSpec("string", "user_id"), ColSpec("long", "segment_id")]),
     )
-
-
-def requirements() -> list[str]:
-    """Pinned requirements of a registered model, this distribution included; nothing is inferred."""
-    pins = [f"{name}=={metadata.version(name).split('+')[0]}" for name in _REQUIREMENTS]
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        pins.append(f"dynamix-ebf=={metadata.version('dynamix-ebf')}")
-    return pins
 
 
 def declare_ranker() -> None:

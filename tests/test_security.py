@@ -116,6 +116,7 @@ QUOTED_BY_HAND = {
     "models/registry.py": "names that `_parse` lets through, without a quote, in a filter of MLflow",
     "notebooks/databricks/feature_lookup.py": "a date",
     "scripts/bundle_wheel.py": "a sentence for people",
+    "scripts/reference.py": "Markdown, which no engine reads",
     "src/dynamix/contracts.py": "columns of a contract",
 }
 """Files that put values or names into SQL text by hand, with what those are."""
