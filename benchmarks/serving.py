@@ -28,7 +28,7 @@ from dynamix.models.registry import Registry, log_training, register_ranker
 from dynamix.models.segmenter import Segmenter
 from dynamix.models.service import RankerService, request_table, write_artefacts
 from dynamix.models.serving import Cell, Preparation, StreamScale, prepare
-from dynamix.models.trunks.din import TrunkConfig
+from dynamix.models.trunks.base import TrunkConfig
 
 STREAMS = [f"{surface}/{kind}" for surface in ("feed", "shop", "news", "search", "shorts")
            for kind in ("view", "like", "share", "save", "comment")]  # fmt: skip

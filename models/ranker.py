@@ -13,7 +13,8 @@ from dynamix.models.batch import RankBatch
 from dynamix.models.heads import Heads
 from dynamix.models.layers.jagged import row_index
 from dynamix.models.layers.summary import StreamLinear, stream_summary
-from dynamix.models.trunks.din import DinTrunk, TrunkConfig, initialise
+from dynamix.models.trunks.base import TrunkConfig, initialise
+from dynamix.models.trunks.build import build_trunk
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Ranker(nn.Module):
     def __init__(self, config: RankerConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.trunk = DinTrunk(config.trunk)
+        self.trunk = build_trunk(config.trunk)
         initialise(self.trunk, seed=seed)
         self.linear = StreamLinear(
             n_segments=config.trunk.n_segments, n_streams=config.trunk.n_streams, n_heads=len(config.heads)
@@ -48,8 +49,12 @@ class Ranker(nn.Module):
         self.heads = Heads(self.trunk.width_out, config.heads)
 
     def forward(self, batch: RankBatch) -> Tensor:
+        return self.represent(batch)[1]
+
+    def represent(self, batch: RankBatch) -> tuple[Tensor, Tensor]:
+        """Row vectors r (B, D) of the trunk, and the logits (B, H) of them."""
         r, x = self.trunk(batch, self.linear.scale)
-        return self.heads(r, self.linear(x, batch.segment))  # type: ignore[no-any-return]
+        return r, self.heads(r, self.linear(x, batch.segment))
 
     def start(self, base_rates: Mapping[str, float], sample: RankBatch) -> None:
         """Set the biases to the base rates and the summary scales to those of a sample of training rows."""

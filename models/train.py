@@ -20,7 +20,7 @@ from dynamix.models.dataset import JaggedRows
 from dynamix.models.memory import RowsAtOnce, pieces
 from dynamix.models.metrics import NeState
 from dynamix.models.ranker import Ranker, RankerConfig
-from dynamix.models.trunks.din import TrunkConfig
+from dynamix.models.trunks.base import TrunkConfig
 from dynamix.models.warm import WarmStart
 
 SHARED_SD = 0.3
@@ -86,6 +86,9 @@ def ranker_config(rows: JaggedRows, *, n_streams: int, n_segments: int, config: 
         item_buckets=config.item_buckets,
         width=config.embedding_dim,
         hidden=tuple(config.hidden),
+        kind=config.trunk,
+        layers=config.layers,
+        attention_heads=config.attention_heads,
     )
     return RankerConfig(trunk=trunk, heads=tuple(rows.labels), surfaces=rows.surfaces)
 

@@ -17,6 +17,8 @@ from dynamix.config import TrainConfig
 from dynamix.errors import ConfigError
 from dynamix.models.ranker import Ranker, RankerConfig
 from dynamix.models.service import load_preparation, load_ranker
+from dynamix.models.trunks.base import N_TIERS
+from dynamix.models.trunks.dlrm import FIELDS
 
 _GROWS: Mapping[str, tuple[str, ...]] = {
     "trunk.stream.weight": ("stream", "rest"),
@@ -24,11 +26,16 @@ _GROWS: Mapping[str, tuple[str, ...]] = {
     "trunk.surface.weight": ("surface", "rest"),
     "trunk.gate.log_weight": ("segment", "stream", "rest"),
     "trunk.summary.weight": ("width", "stream", "rest"),
+    "trunk.tier_gate.log_weight": ("tier", "stream", "rest"),
+    "trunk.interaction.across.weight": ("rest", "stream", "field"),
+    "trunk.interaction.pairs.weight": ("rest", "stream", "stream"),
+    "trunk.cell_bias.segment_bias": ("segment", "stream", "rest"),
+    "trunk.cell_bias.tier_bias": ("tier", "stream", "rest"),
     "linear.shared": ("head", "stream", "rest"),
     "linear.by_segment": ("segment", "head", "stream", "rest"),
     "linear.scale": ("stream", "rest"),
 }
-"""Weights whose size follows the data, with what their axes are when unfolded; every other one has a fixed size."""
+"""Weights of any trunk whose size follows the data, with what their axes are when unfolded; all others keep theirs."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,14 @@ class WarmStart:
         own = self.model.config
         wanted = {
             "labels": (own.heads, tuple(heads)),
+            "train.trunk": (own.trunk.kind, config.trunk),
             "train.item_buckets": (own.trunk.item_buckets, config.item_buckets),
             "train.embedding_dim": (own.trunk.width, config.embedding_dim),
             "train.hidden": (tuple(own.trunk.hidden), tuple(config.hidden)),
         }
+        if own.trunk.kind == config.trunk == "hstu":
+            wanted["train.layers"] = (own.trunk.layers, config.layers)
+            wanted["train.attention_heads"] = (own.trunk.attention_heads, config.attention_heads)
         trouble = [
             f"{key} is {there} there, {here} here" for key, (there, here) in wanted.items() if there != here
         ]
@@ -98,7 +109,7 @@ def _laid_over(
 def _shape(axes: tuple[str, ...], config: RankerConfig) -> list[int]:
     sizes = {
         "stream": config.trunk.n_streams, "segment": config.trunk.n_segments, "surface": config.trunk.n_surfaces,
-        "head": len(config.heads), "width": config.trunk.width,
+        "head": len(config.heads), "width": config.trunk.width, "tier": N_TIERS, "field": len(FIELDS),
     }  # fmt: skip
     return [sizes.get(axis, -1) for axis in axes]
 

@@ -94,8 +94,27 @@ def dense_jagged_concat(w: Tensor, x: Tensor, offsets: Tensor) -> tuple[Tensor, 
     row = row_index(offsets, x.shape[0])
     rows = torch.arange(w.shape[0], device=x.device)
     places = torch.cat([offsets[:-1] + rows, torch.arange(x.shape[0], device=x.device) + row + 1])
-    joined = torch.cat([w, x]).index_select(0, torch.empty_like(places).scatter_(0, places, _count(places)))
-    return joined, offsets + torch.arange(offsets.shape[0], device=x.device)
+    return torch.cat([w, x]).index_select(0, _inverse(places)), _longer(offsets)
+
+
+def join_order(offsets: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """Order (N + B,) that takes cat(events, rows) to each row's events with the row behind them, and its offsets.
+
+    offsets [0, 2, 2]  ->  order [0, 1, 2, 3], offsets [0, 3, 4]: e0 e1 r0 | r1
+    """
+    row = row_index(offsets, tokens)
+    rows = torch.arange(offsets.shape[0] - 1, device=offsets.device)
+    places = torch.cat([torch.arange(tokens, device=offsets.device) + row, offsets[1:] + rows])
+    return _inverse(places), _longer(offsets)
+
+
+def _inverse(places: Tensor) -> Tensor:
+    return torch.empty_like(places).scatter_(0, places, _count(places))
+
+
+def _longer(offsets: Tensor) -> Tensor:
+    """Offsets of rows that are one token longer each."""
+    return offsets + torch.arange(offsets.shape[0], device=offsets.device)
 
 
 class Pairs(NamedTuple):

@@ -1,1 +1,1 @@
-"""Rankers behind one interface: RankBatch in, row vectors out."""
+"""Rankers behind one interface: RankBatch in, row vectors and stream summaries out (`base`), by name (`build`)."""

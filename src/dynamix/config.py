@@ -162,8 +162,15 @@ class TrainConfig(Section):
     )
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
     weight_decay: float = Field(1e-5, ge=0, description="of AdamW")
+    trunk: Literal["din", "dlrm", "hstu"] = Field(
+        "din", description="what reads the history: one attention, sums by stream, a transformer"
+    )
+    layers: int = Field(2, ge=1, description="of the transformer (hstu)")
+    attention_heads: int = Field(2, ge=1, description="of the transformer (hstu)")
     embedding_dim: int = Field(16, ge=2, description="width of every embedding")
-    hidden: tuple[int, ...] = Field((64, 32), description="widths of the layers above the trunk")
+    hidden: tuple[int, ...] = Field(
+        (64, 32), min_length=1, description="widths of the layers above the trunk"
+    )
     item_buckets: int = Field(20_000, ge=2, description="hash buckets of item ids")
     seeds: tuple[int, ...] = Field((0,), description="one training of every arm each")
     threads: int = Field(2, ge=1, description="of torch; equal numbers give equal weights")

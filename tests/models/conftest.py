@@ -11,7 +11,8 @@ import torch
 
 from dynamix.models.dataset import JaggedRows, rows_from_table
 from dynamix.models.ranker import Ranker, RankerConfig
-from dynamix.models.trunks.din import TrunkConfig
+from dynamix.models.trunks.base import TrunkConfig
+from dynamix.models.trunks.build import TRUNKS
 
 N_STREAMS, N_SEGMENTS, BUCKETS = 4, 3, 50
 
@@ -77,10 +78,10 @@ def fixture_rows() -> JaggedRows:
     )
 
 
-@pytest.fixture(name="ranker")
-def fixture_ranker() -> Ranker:
-    """A double-precision ranker with every weight moved away from its start."""
-    trunk = TrunkConfig(N_STREAMS, N_SEGMENTS, 3, BUCKETS, width=8, hidden=(16, 8))
+@pytest.fixture(name="ranker", params=list(TRUNKS))
+def fixture_ranker(request: pytest.FixtureRequest) -> Ranker:
+    """A double-precision ranker of each trunk with every weight moved away from its start."""
+    trunk = TrunkConfig(N_STREAMS, N_SEGMENTS, 3, BUCKETS, width=8, hidden=(16, 8), kind=request.param)
     model = Ranker(RankerConfig(trunk, ("click", "conversion"), ("feed", "search")), seed=3).double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -49,6 +49,17 @@ def test_products_and_softmax_equal_their_twins(lengths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
+def test_the_joined_order_puts_each_row_behind_its_events(lengths: list[int]) -> None:
+    offsets, n = offsets_of(lengths), sum(lengths)
+    order, longer = interaction.join_order(offsets, n)
+    wanted: list[int] = []
+    for i, (a, b) in enumerate(pairwise(offsets.tolist())):
+        wanted += [*range(a, b), n + i]
+    assert order.tolist() == wanted
+    assert longer.diff().tolist() == [k + 1 for k in lengths]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
 def test_pairs_equal_their_twins(lengths: list[int]) -> None:
     offsets, n = offsets_of(lengths), sum(lengths)
     x, y = draw(1, n, 3), draw(2, n, 3)

@@ -29,7 +29,7 @@ from dynamix.models.ranker import Ranker, RankerConfig
 from dynamix.models.segmenter import Segmenter
 from dynamix.models.service import RankerService, request_table, write_artefacts
 from dynamix.models.serving import Cell, Preparation, StreamScale, prepare
-from dynamix.models.trunks.din import TrunkConfig
+from dynamix.models.trunks.base import TrunkConfig
 from dynamix.segmentation.assign import histories
 from dynamix.segmentation.counts import user_counts
 from dynamix.segmentation.midnights import Rule

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dynamix.errors import ConfigError
 from dynamix.models.batch import RankBatch
 from dynamix.models.dataset import JaggedRows
 from dynamix.models.export import export_ranker, from_bytes, padded, run_program, to_bytes
@@ -15,6 +18,7 @@ from dynamix.models.layers.gate import StreamGate
 from dynamix.models.layers.jagged import row_index, segment_softmax, segment_sum
 from dynamix.models.layers.summary import SUMMARY_CHANNELS, stream_summary
 from dynamix.models.ranker import Ranker, RankerConfig
+from dynamix.models.trunks.din import DinTrunk
 
 CPU = torch.device("cpu")
 
@@ -32,6 +36,14 @@ def test_removed_events_equal_masked_events(rows: JaggedRows, ranker: Ranker, se
         masked, removed, full = ranker(batch.masked(keep)), ranker(batch.removed(keep)), ranker(batch)
     torch.testing.assert_close(masked, removed, atol=1e-9, rtol=0)
     assert (masked - full).abs().max() > 1e-3
+
+
+def test_removed_events_equal_masked_events_in_single_precision(rows: JaggedRows, ranker: Ranker) -> None:
+    single, batch = ranker.float(), rows.batch(np.arange(len(rows)))
+    keep = torch.from_numpy(np.random.default_rng(0).random(batch.tokens) < 0.5)
+    with torch.no_grad():
+        masked, removed = single(batch.masked(keep)), single(batch.removed(keep))
+    torch.testing.assert_close(masked, removed, atol=2e-5, rtol=2e-5)
 
 
 def test_removing_everything_equals_an_empty_history(rows: JaggedRows, ranker: Ranker) -> None:
@@ -69,6 +81,61 @@ def test_config_survives_json(ranker: Ranker) -> None:
     assert RankerConfig.from_json(ranker.config.to_json()) == ranker.config
 
 
+def test_a_config_stored_before_there_were_trunks_is_din(ranker: Ranker) -> None:
+    tree = json.loads(ranker.config.to_json())
+    for name in ("kind", "layers", "attention_heads"):
+        del tree["trunk"][name]
+    older = RankerConfig.from_json(json.dumps(tree))
+    assert older == replace(ranker.config, trunk=replace(ranker.config.trunk, kind="din"))
+    assert isinstance(Ranker(older).trunk, DinTrunk)
+
+
+def test_a_trunk_that_is_unknown_is_refused_with_those_that_are(ranker: Ranker) -> None:
+    other = replace(ranker.config, trunk=replace(ranker.config.trunk, kind="dhen"))
+    with pytest.raises(ConfigError, match="'dhen' is unknown; allowed: din, dlrm, hstu"):
+        Ranker(other)
+
+
+def test_segment_and_tier_enter_by_embedding_gate_and_bias(rows: JaggedRows, ranker: Ranker) -> None:
+    """With the embeddings at zero and gates and biases as they start, nobody's segment or tier matters."""
+    batch = double(rows)
+    other = replace(batch, segment=(batch.segment + 1) % 3, tier=1 - batch.tier)
+    tables = ["trunk.gate.log_weight", *TIER_AND_BIAS.get(ranker.config.trunk.kind, ())]
+    with torch.no_grad():
+        ranker.linear.by_segment.zero_()
+        for name in ("trunk.segment.weight", "trunk.tier.weight", *tables):
+            ranker.get_parameter(name).zero_()
+        torch.testing.assert_close(ranker(other), ranker(batch), atol=0, rtol=0)
+        for name in (*tables, "trunk.segment.weight", "trunk.tier.weight"):
+            weight = ranker.get_parameter(name)
+            weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(0))
+            assert (ranker(other) - ranker(batch)).abs().max() > 1e-4, name
+            weight.zero_()
+
+
+TIER_AND_BIAS = {
+    "dlrm": ("trunk.tier_gate.log_weight",),
+    "hstu": ("trunk.cell_bias.segment_bias", "trunk.cell_bias.tier_bias"),
+}
+
+
+def test_gates_and_biases_start_at_zero(ranker: Ranker) -> None:
+    fresh = Ranker(ranker.config, seed=1)
+    tables = ["trunk.gate.log_weight", *TIER_AND_BIAS.get(ranker.config.trunk.kind, ())]
+    assert not any(fresh.get_parameter(name).any() for name in tables)
+
+
+def test_a_boost_of_the_mask_weighs_as_the_gate_does(rows: JaggedRows, ranker: Ranker) -> None:
+    batch = double(rows)
+    boosted = replace(batch, log_boost=0.7 * (batch.stream == 2).double())
+    gate = ranker.get_parameter("trunk.gate.log_weight")
+    with torch.no_grad():
+        found, plain = ranker(boosted), ranker(batch)
+        gate.view(3, 4)[:, 2] += 0.7
+        torch.testing.assert_close(found, ranker(batch), atol=1e-9, rtol=0)
+    assert (found - plain).abs().max() > 1e-3
+
+
 def test_gate_starts_as_the_identity() -> None:
     gate = StreamGate(3, 4)
     assert torch.equal(
@@ -101,7 +168,8 @@ def test_gradients_equal_finite_differences(rows: JaggedRows, ranker: Ranker) ->
     batch = double(rows, [0, 3, 7])
     ranker.train()
     ranker(batch).sum().backward()
-    for name in ("trunk.gate.log_weight", "trunk.attention.query.weight", "linear.by_segment"):
+    own = {"din": "attention.query.weight", "dlrm": "interaction.pairs.weight", "hstu": "layers.0.time.bias"}
+    for name in ("trunk.gate.log_weight", f"trunk.{own[ranker.config.trunk.kind]}", "linear.by_segment"):
         weight = ranker.get_parameter(name)
         assert weight.grad is not None
         at = int(weight.grad.abs().argmax())

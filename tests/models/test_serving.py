@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,8 +20,11 @@ from dynamix.features.calendar import DAY_US
 from dynamix.features.quotas import apply_quotas
 from dynamix.models.dataset import JaggedRows
 from dynamix.models.dwells import DWELL, DwellRule, Logged, settle
+from dynamix.models.ranker import Ranker
 from dynamix.models.segmenter import Past, Segmenter, assign, recent_events
+from dynamix.models.service import CONFIG, STATE, RankerService
 from dynamix.models.serving import Cell, Preparation, StreamScale, prepare
+from dynamix.models.train import predict
 from dynamix.segmentation.assign import assigned
 from dynamix.segmentation.counts import CountBlock
 from dynamix.segmentation.midnights import Rule
@@ -195,6 +200,23 @@ def test_a_quota_of_one_tier_cuts_that_tier_in_training_in_memory_and_in_serving
         listed = [{**e, "stream": "1/x"} for e in events.to_pylist()[0]]
         table = asked.set_column(3, "events", pa.array([listed], events.type))
         assert prepare(table, prepared)[0].tokens == (1 if name == tier else 4)
+
+
+def test_a_stored_ranker_of_each_trunk_scores_as_it_did(
+    rows: JaggedRows, ranker: Ranker, tmp_path: Path
+) -> None:
+    """Rows alone, without a history, and all together, through the files that a service reads."""
+    torch.save(ranker.float().state_dict(), tmp_path / STATE)
+    (tmp_path / CONFIG).write_text(ranker.config.to_json(), encoding="utf-8")
+    for name, text in PLAIN.to_json().items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    service = RankerService.load(tmp_path)
+    empty = rows.keep_events(np.zeros(rows.tokens, bool))
+    for own in (rows, rows.take(np.array([0])), rows.take(np.array([5])), empty.take(np.array([3]))):
+        p = service.score(own)
+        wanted = predict(ranker, own, batch_size=4096)
+        for head in ranker.config.heads:
+            assert p[head] == pytest.approx(wanted[head], abs=2e-5)
 
 
 def test_models_stored_before_dwells_were_derived_take_them_as_they_come() -> None:

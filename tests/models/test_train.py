@@ -51,12 +51,17 @@ def test_learns_a_planted_dwell_effect_that_counts_do_not_show(table: Callable[.
     assert ranker < logistic - 0.03
 
 
-def test_same_seed_same_logits_and_other_seed_other_logits(table: Callable[..., pa.Table]) -> None:
+@pytest.mark.parametrize("trunk", ["din", "dlrm", "hstu"])
+def test_same_seed_same_logits_and_other_seed_other_logits(
+    table: Callable[..., pa.Table], trunk: str
+) -> None:
     rows = planted(table, 1500)
-    shape = ranker_config(rows, n_streams=4, n_segments=3, config=CONFIG)
+    config = CONFIG.model_copy(update={"trunk": trunk})
+    shape = ranker_config(rows, n_streams=4, n_segments=3, config=config)
+    assert shape.trunk.kind == trunk
 
     def run(seed: int) -> np.ndarray:
-        trained = train_arm(ArmSpec("a", "m", seed), rows, model_config=shape, config=CONFIG)
+        trained = train_arm(ArmSpec("a", "m", seed), rows, model_config=shape, config=config)
         return predict(trained.model, rows, batch_size=16)["conversion"]
 
     assert np.array_equal(run(0), run(0))

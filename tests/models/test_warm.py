@@ -23,6 +23,9 @@ NO_STEPS = CONFIG.model_copy(update={"epochs": 0, "min_steps": 0})
 STREAMS = {f"s{i}": i for i in range(4)}
 
 
+TRUNKS = ("din", "dlrm", "hstu")
+
+
 @pytest.fixture(scope="module")
 def world(table: Callable[..., pa.Table]) -> JaggedRows:
     lengths = [int(k) for k in np.random.default_rng(2).integers(0, 16, 1200)]
@@ -31,13 +34,16 @@ def world(table: Callable[..., pa.Table]) -> JaggedRows:
 
 def trained(rows: JaggedRows, *, config: TrainConfig = CONFIG, streams: int = 4, segments: int = 3,
             start: WarmStart | None = None) -> TrainedArm:  # fmt: skip
+    if start is not None:
+        config = config.model_copy(update={"trunk": start.model.config.trunk.kind})
     shape = ranker_config(rows, n_streams=streams, n_segments=segments, config=config)
     return train_arm(ArmSpec("keep-all", "keep-all", 7), rows, model_config=shape, config=config, start=start)
 
 
-@pytest.fixture(scope="module")
-def champion(world: JaggedRows) -> WarmStart:
-    return WarmStart(trained(world).model, STREAMS, "models:/dynamix-ranker/1")
+@pytest.fixture(scope="module", params=TRUNKS)
+def champion(world: JaggedRows, request: pytest.FixtureRequest) -> WarmStart:
+    config = CONFIG.model_copy(update={"trunk": request.param})
+    return WarmStart(trained(world, config=config).model, STREAMS, "models:/dynamix-ranker/1")
 
 
 def scores(model: Ranker, rows: JaggedRows) -> np.ndarray:
@@ -50,15 +56,15 @@ def test_without_a_further_step_it_predicts_what_the_champion_predicts(
     begun = trained(world, config=NO_STEPS, start=champion)
     assert begun.epochs == []
     assert np.array_equal(scores(begun.model, world), scores(champion.model, world))
-    assert not np.array_equal(
-        scores(trained(world, config=NO_STEPS).model, world), scores(begun.model, world)
-    )
+    cold = trained(world, config=NO_STEPS.model_copy(update={"trunk": champion.model.config.trunk.kind}))
+    assert not np.array_equal(scores(cold.model, world), scores(begun.model, world))
 
 
 def test_further_steps_change_it_and_begin_where_the_champion_ended(
     world: JaggedRows, champion: WarmStart
 ) -> None:
-    cold, warm = trained(world), trained(world, start=champion)
+    config = CONFIG.model_copy(update={"trunk": champion.model.config.trunk.kind})
+    cold, warm = trained(world, config=config), trained(world, start=champion)
     first = [arm.epochs[0]["train_loss"] for arm in (cold, warm)]
     assert first[1] < first[0]
     assert not np.array_equal(scores(warm.model, world), scores(champion.model, world))
@@ -84,7 +90,7 @@ def test_every_weight_that_follows_the_data_is_named(champion: WarmStart, world:
     larger = replace(trunk, n_streams=9, n_segments=8, n_surfaces=7)
     grown = Ranker(RankerConfig(larger, ("conversion",))).state_dict()
     own = champion.model.state_dict()
-    assert {name for name in own if own[name].shape != grown[name].shape} == set(_GROWS)
+    assert {name for name in own if own[name].shape != grown[name].shape} == set(_GROWS) & set(own)
 
 
 @pytest.mark.parametrize(
@@ -100,12 +106,24 @@ def test_every_weight_that_follows_the_data_is_named(champion: WarmStart, world:
 def test_another_contract_is_refused_with_what_differs(
     champion: WarmStart, change: dict[str, object], heads: tuple[str, ...], streams: dict[str, int], said: str
 ) -> None:
+    here = CONFIG.model_copy(update={"trunk": champion.model.config.trunk.kind, **change})
     with pytest.raises(
         ConfigError, match=f"models:/dynamix-ranker/1 has another contract: {said}"
     ) as refused:
-        champion.refuse_other_contract(config=CONFIG.model_copy(update=change), heads=heads, streams=streams)
+        champion.refuse_other_contract(config=here, heads=heads, streams=streams)
     assert "leave --warm-start out" in refused.value.message
 
 
+def test_another_trunk_or_depth_is_refused(champion: WarmStart) -> None:
+    own = champion.model.config.trunk.kind
+    change = {"trunk": "hstu", "layers": 5} if own == "hstu" else {"trunk": TRUNKS[own == "din"]}
+    said = "train.layers is 2 there, 5 here" if own == "hstu" else f"train.trunk is {own} there"
+    with pytest.raises(ConfigError, match=said):
+        champion.refuse_other_contract(
+            config=CONFIG.model_copy(update=change), heads=("conversion",), streams=STREAMS
+        )
+
+
 def test_the_same_contract_with_a_new_stream_is_taken(champion: WarmStart) -> None:
-    champion.refuse_other_contract(config=CONFIG, heads=("conversion",), streams={**STREAMS, "new": 4})
+    here = CONFIG.model_copy(update={"trunk": champion.model.config.trunk.kind})
+    champion.refuse_other_contract(config=here, heads=("conversion",), streams={**STREAMS, "new": 4})
