@@ -11,6 +11,7 @@
 `python -m benchmarks headline [--presets S1] [--users 3000] [--arms all]` trains masks and their rivals at equal tokens.
 `python -m benchmarks segmenters [--users 20000] [--seeds 2] [--given]` holds the segmenters' contest.
 `python -m benchmarks serving` times one request and a batch of them, by the pyfunc and by the mask bundle's reader.
+`python -m benchmarks rankers [--presets S0,S1] [--users 4000] [--seeds 2]` sets the three trunks beside simpler models.
 `python -m benchmarks mrmr` sets one pass of sums beside the package mrmr-selection.
 """
 
@@ -29,6 +30,7 @@ from benchmarks import (
     kernels,
     mrmr,
     quality,
+    rankers,
     segmenters,
     serving,
     soak,
@@ -39,7 +41,7 @@ from benchmarks.soak_world import Plan
 
 WHAT = (
     "worlds", "summary", "kernels", "features", "gates", "drift", "quality", "increment", "segmenters", "headline",
-    "mrmr", "serving", "soak",
+    "mrmr", "rankers", "serving", "soak",
 )  # fmt: skip
 
 
@@ -53,12 +55,15 @@ def main() -> int:
         choices=WHAT,
     )
     parser.add_argument(
-        "--presets", help="default: S0,S8 for worlds, S1 for headline, all that have a gate for gates, drift"
+        "--presets",
+        help="default: S0,S8 for worlds, S1 for headline, S0,S1 for rankers, all that have a gate for gates, drift",
     )
-    parser.add_argument("--users", type=int, help="default 20,000; 3,000 for headline, 300 for soak")
+    parser.add_argument(
+        "--users", type=int, help="default 20,000; 3,000 for headline, 4,000 for rankers, 300 for soak"
+    )
     parser.add_argument(
         "--seeds",
-        help="as 0,2-4 for worlds, gates, drift (default 0); how many for segmenters and headline (default 2)",
+        help="as 0,2-4 for worlds, gates, drift (default 0); how many for segmenters, headline and rankers (default 2)",
     )
     parser.add_argument("--events", default="50,15,5,1.5", help="mean events a user, for segmenters")
     parser.add_argument("--folder", type=Path, help="where worlds are kept between runs (default: temporary)")
@@ -87,12 +92,14 @@ def main() -> int:
     )
     parser.add_argument("--runs", type=int, default=5, help="timed rounds, for features")
     parser.add_argument("--memory", default="4g", help="largest heap of each Spark side, for features")
-    parser.add_argument("--arms", help="all, or names, for headline")
+    parser.add_argument("--arms", help="all, or names, for headline, rankers")
     parser.add_argument("--share", default="0.5", help="of the tokens that arms keep, or ours, for headline")
     parser.add_argument("--rows", type=int, default=0, help="training rows at most, 0 = all, for headline")
     parser.add_argument("--curve", default="", help="shares of the tokens for four arms, for headline")
     options = parser.parse_args()
-    options.users = options.users or {"headline": 3_000, "soak": 300}.get(options.what, 20_000)
+    options.users = options.users or {"headline": 3_000, "rankers": 4_000, "soak": 300}.get(
+        options.what, 20_000
+    )
     if options.what == "kernels":
         kernels.main(options.rounds)
         return 0
@@ -128,6 +135,12 @@ def main() -> int:
     if options.what == "headline":
         with tempfile.TemporaryDirectory() as scratch:
             train_headline(options, options.folder or Path(scratch))
+        return 0
+    if options.what == "rankers":
+        presets, arms = (options.presets or "S0,S1").split(","), rankers.chosen(options.arms)
+        with tempfile.TemporaryDirectory() as scratch:
+            place = options.folder or Path(scratch)
+            rankers.main(presets, place, users=options.users, seeds=int(options.seeds or 2), arms=arms)
         return 0
     if options.what == "summary":
         if options.folder is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from functools import partial
 
 import numpy as np
@@ -19,6 +20,7 @@ from dynamix.models.batch import RankBatch
 from dynamix.models.dataset import JaggedRows
 from dynamix.models.memory import RowsAtOnce, pieces
 from dynamix.models.metrics import NeState
+from dynamix.models.plugins import TrainerPlugin, Training
 from dynamix.models.ranker import Ranker, RankerConfig
 from dynamix.models.trunks.base import TrunkConfig
 from dynamix.models.warm import WarmStart
@@ -30,8 +32,10 @@ NETWORK_RATE = 0.5
 """Step size of the networks over that of the summary weights: they overfit first."""
 _SCALE_ROWS = 8192
 
+LOSS, PRIOR = "train_loss", "prior"
+"""Names under which the loss of the labels and the prior's energy are logged; plugins' terms are `plugin/term`."""
+
 Progress = Callable[[str], None]
-Step = Callable[[Ranker, int], None]
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class TrainedArm:
     rows_at_once: int
     """Rows of a batch that went through the model together: all of them, where memory sufficed."""
     epochs: list[dict[str, float]] = field(default_factory=list)
+    """Means of each pass by name: train_loss, validate_loss, prior, and the plugins' terms."""
+    plugins: tuple[str, ...] = ()
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -122,7 +128,7 @@ def train_arm(
     model_config: RankerConfig,
     config: TrainConfig,
     progress: Progress = lambda text: None,
-    after_step: Step | None = None,
+    plugins: Sequence[TrainerPlugin] = (),
     start: WarmStart | None = None,
 ) -> TrainedArm:
     """Train on `rows.select("train")`, keep the pass with the least validation loss.
@@ -132,7 +138,8 @@ def train_arm(
     Deterministic given seed, thread count and device: one torch.Generator draws weights and order. A loss
     that is not finite stops with GuardError before it touches a later state (docs/faults.md 39). A batch that
     does not fit into the device's memory goes through in pieces, to the same sums (docs/faults.md 38). With `start`
-    every seed begins from those weights, and where no pass lowers the validation loss they stay.
+    every seed begins from those weights, and where no pass lowers the validation loss they stay. `plugins` are of
+    this training alone; without any the weights are, bit for bit, those of a loop that knows none.
     """
     torch.set_num_threads(config.threads)
     device = pick_device(config.device)
@@ -147,22 +154,33 @@ def train_arm(
     model.start(rates, train.batch(torch.randperm(len(train), generator=generator)[:_SCALE_ROWS].numpy()))
     if start is not None:
         start.begin(model)
-    model.to(device)
+    training = Training(model, plugins).to(device)
     memory = RowsAtOnce(config.batch_size, say=lambda text: progress(f"{spec.arm} seed {spec.seed}: {text}"))
     steps = math.ceil(len(train) / config.batch_size)
     passes = max(config.epochs, math.ceil(config.min_steps / steps))
-    optimizer, schedule = _optimizer(model, config, steps=passes * steps)
-    best, best_loss = _copy(model), _validation_loss(model, validate, config.batch_size, memory)
+    optimizer, schedule = _optimizer(training, config, steps=passes * steps)
+    best, best_loss = _copy(training), _validation_loss(model, validate, config.batch_size, memory)
     epochs: list[dict[str, float]] = []
     for epoch in range(passes):
-        loss = _epoch(model, train, optimizer, schedule, config.batch_size, generator, memory, after_step)
+        terms = _epoch(
+            training, train, optimizer, schedule, config.batch_size, generator, memory, epoch * steps
+        )
         held_out = _validation_loss(model, validate, config.batch_size, memory)
-        epochs.append({"train_loss": loss, "validate_loss": held_out})
+        epochs.append({**terms, "validate_loss": held_out})
+        loss = terms[LOSS]
         progress(f"{spec.arm} seed {spec.seed} epoch {epoch + 1}: train {loss:.5f}, validate {held_out:.5f}")
         if held_out <= best_loss:
-            best, best_loss = _copy(model), held_out
-    model.cpu().load(best)
-    return TrainedArm(spec, model, rates, str(device), min(memory.rows, config.batch_size), epochs)
+            best, best_loss = _copy(training), held_out
+    training.cpu().load_state_dict(best)
+    for plugin in plugins:
+        plugin.on_day_end(model, newest_day(train))
+    kept, names = training.export().eval(), tuple(p.name for p in plugins)
+    return TrainedArm(spec, kept, rates, str(device), min(memory.rows, config.batch_size), epochs, names)
+
+
+def newest_day(rows: JaggedRows) -> date:
+    """Day (UTC) of the newest of these rows."""
+    return datetime.fromtimestamp(int(rows.event_us.max()) / 1e6, UTC).date()
 
 
 def predict(
@@ -186,57 +204,62 @@ def _probabilities(model: Ranker, rows: JaggedRows, at: NDArray[np.int64], size:
 
 
 def _epoch(
-    model: Ranker,
+    training: Training,
     train: JaggedRows,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     size: int,
     generator: torch.Generator,
     memory: RowsAtOnce,
-    after_step: Step | None,
-) -> float:
-    """One pass in shuffled order; mean loss of its steps."""
-    device = next(model.parameters()).device
-    model.train()
-    total = torch.zeros((), device=device)
+    before: int,
+) -> dict[str, float]:
+    """One pass in shuffled order, after `before` steps; mean of its steps of every term of the loss."""
+    training.train()
+    totals: dict[str, Tensor] = {}
     steps = 0
     for at in train.places(size, generator):
-        loss = memory.attempt(partial(_gradients, model, train, at))
+        found = memory.attempt(partial(_gradients, training, train, at))
         optimizer.step()
         schedule.step()
-        total += loss
+        for name, term in found.items():
+            totals[name] = totals[name] + term if name in totals else term
         steps += 1
-        if after_step is not None:
-            after_step(model, steps)
-    mean = float(total) / max(steps, 1)
-    if not math.isfinite(mean):
+        for plugin in training.plugins:
+            plugin.after_step(training.ranker, before + steps)
+    means = {name: float(total) / steps for name, total in totals.items()}
+    broken = [name for name, mean in means.items() if not math.isfinite(mean)]
+    if broken:
         raise GuardError(
-            f"loss became {mean} after {steps} steps; the last good state is kept and no alias moves: "
-            "lower train.learning_rate or look at dense values of training_rows"
+            f"{', '.join(broken)} became {means[broken[0]]} after {steps} steps; the last good state is kept and "
+            "no alias moves: lower train.learning_rate or look at dense values of training_rows"
         )
-    return mean
+    return means
 
 
-def _gradients(model: Ranker, train: JaggedRows, at: NDArray[np.int64], size: int) -> Tensor:
-    """Loss () of the rows `at`; its gradients, with those of the prior, take the place of the model's.
+def _gradients(training: Training, train: JaggedRows, at: NDArray[np.int64], size: int) -> dict[str, Tensor]:
+    """Terms () of the loss of the rows `at`; the gradients of their sum take the place of the model's.
 
     The rows go through `size` at a time. Nothing but gradients changes, so it may be tried again.
     """
+    model = training.ranker
     device, heads = next(model.parameters()).device, model.config.heads
-    model.zero_grad(set_to_none=True)
+    training.zero_grad(set_to_none=True)
     weight = torch.from_numpy(train.weight[at])
     known = torch.stack(
         [(weight * torch.isfinite(torch.from_numpy(train.labels[head][at]))).sum() for head in heads]
     ).to(device)
-    total = torch.zeros((), device=device)
-    extra = model.linear.prior_energy(shared_sd=SHARED_SD, segment_sd=SEGMENT_SD) / len(train)
+    totals: dict[str, Tensor] = {LOSS: torch.zeros((), device=device)}
+    prior = model.linear.prior_energy(shared_sd=SHARED_SD, segment_sd=SEGMENT_SD) / len(train)
     for piece in pieces(at, size):
         batch = train.batch(piece).to(device)
-        loss = batch_loss(model(batch), batch, heads, known_weight=known)
-        (loss + extra).backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-        extra = torch.zeros((), device=device)  # the prior counts once
-    return total
+        out = training(batch)
+        terms = {LOSS: batch_loss(out.logits, batch, heads, known_weight=known), PRIOR: prior}
+        terms |= training.terms(out, batch, share=len(piece) / len(at))
+        sum(terms.values(), start=torch.zeros((), device=device)).backward()  # type: ignore[no-untyped-call]
+        for name, term in terms.items():
+            totals[name] = totals[name] + term.detach() if name in totals else term.detach()
+        prior = torch.zeros((), device=device)  # the prior counts once
+    return totals
 
 
 def _validation_loss(model: Ranker, rows: JaggedRows, size: int, memory: RowsAtOnce) -> float:
@@ -253,10 +276,11 @@ def _validation_loss(model: Ranker, rows: JaggedRows, size: int, memory: RowsAtO
 
 
 def _optimizer(
-    model: Ranker, config: TrainConfig, *, steps: int
+    training: Training, config: TrainConfig, *, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    model = training.ranker
     linear = set(map(id, model.linear.parameters()))
-    networks = [w for w in model.parameters() if id(w) not in linear]
+    networks = [w for w in training.parameters() if id(w) not in linear]
     optimizer = torch.optim.AdamW(
         [
             {
@@ -272,5 +296,5 @@ def _optimizer(
     return optimizer, schedule
 
 
-def _copy(model: Ranker) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+def _copy(training: Training) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in training.state_dict().items()}

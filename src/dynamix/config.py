@@ -172,6 +172,12 @@ class TrainConfig(Section):
         (64, 32), min_length=1, description="widths of the layers above the trunk"
     )
     item_buckets: int = Field(20_000, ge=2, description="hash buckets of item ids")
+    stream_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="chance that a step leaves a cell out, in one more ranker that prices cells",
+    )
     seeds: tuple[int, ...] = Field((0,), description="one training of every arm each")
     threads: int = Field(2, ge=1, description="of torch; equal numbers give equal weights")
     bootstrap: int = Field(500, ge=50, description="Poisson bootstrap replicates, clustered by user")

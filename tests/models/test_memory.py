@@ -16,6 +16,7 @@ from dynamix.models.batch import RankBatch
 from dynamix.models.dataset import JaggedRows, rows_from_table
 from dynamix.models.memory import LEAST_ROWS, RowsAtOnce
 from dynamix.models.metrics import NeState
+from dynamix.models.plugins import TrainerPlugin
 from dynamix.models.ranker import Ranker
 from dynamix.models.train import ArmSpec, TrainedArm, predict, ranker_config, train_arm
 
@@ -30,6 +31,16 @@ def planted(table: Callable[..., pa.Table], n: int = 2000) -> JaggedRows:
     return rows_from_table(table(lengths, effect=4.0), heads=("click", "conversion"), item_buckets=50)
 
 
+class Steps(TrainerPlugin):
+    """Writes down each step."""
+
+    def __init__(self, seen: list[int]) -> None:
+        self.seen = seen
+
+    def after_step(self, ranker: Ranker, step: int) -> None:
+        self.seen.append(step)
+
+
 def trained(rows: JaggedRows, *, config: TrainConfig = CONFIG) -> tuple[TrainedArm, list[str], int]:
     """The arm, what was said of memory, and how many optimiser steps were made."""
     said: list[str] = []
@@ -37,7 +48,7 @@ def trained(rows: JaggedRows, *, config: TrainConfig = CONFIG) -> tuple[TrainedA
     shape = ranker_config(rows, n_streams=4, n_segments=3, config=config)
     arm = train_arm(
         SPEC, rows, model_config=shape, config=config, progress=said.append,
-        after_step=lambda model, step: steps.append(step),
+        plugins=[Steps(steps)],
     )  # fmt: skip
     return arm, [text for text in said if "out of memory" in text], len(steps)
 
@@ -45,15 +56,15 @@ def trained(rows: JaggedRows, *, config: TrainConfig = CONFIG) -> tuple[TrainedA
 def small_device(monkeypatch: pytest.MonkeyPatch, *, rows: int) -> list[int]:
     """The model as on a device that has no memory for more than `rows` rows; the sizes that were tried."""
     tried: list[int] = []
-    forward = Ranker.forward
+    represent = Ranker.represent
 
-    def limited(self: Ranker, batch: RankBatch) -> Tensor:
+    def limited(self: Ranker, batch: RankBatch) -> tuple[Tensor, Tensor]:
         tried.append(batch.rows)
         if batch.rows > rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. More words")
-        return forward(self, batch)
+        return represent(self, batch)
 
-    monkeypatch.setattr(Ranker, "forward", limited)
+    monkeypatch.setattr(Ranker, "represent", limited)
     return tried
 
 

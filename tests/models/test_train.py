@@ -14,6 +14,7 @@ from dynamix.models.baselines import fit_logistic, item_rate
 from dynamix.models.contest import hold, judge_mask, judge_ranker, mask_status, same_rows
 from dynamix.models.dataset import JaggedRows, rows_from_table
 from dynamix.models.metrics import NeState
+from dynamix.models.plugins import TrainerPlugin
 from dynamix.models.ranker import Ranker
 from dynamix.models.throughput import fit_line, measure
 from dynamix.models.train import ArmSpec, pick_device, predict, ranker_config, train_arm
@@ -134,10 +135,13 @@ def test_few_rows_get_as_many_passes_as_the_least_number_of_steps_needs(
     steps: list[int] = []
     config = CONFIG.model_copy(update={"epochs": 1, "min_steps": 5, "batch_size": 10_000})
     shape = ranker_config(rows, n_streams=4, n_segments=3, config=config)
-    train_arm(
-        SPEC, rows, model_config=shape, config=config, after_step=lambda model, step: steps.append(step)
-    )
-    assert len(steps) == 5  # one step a pass here
+
+    class Count(TrainerPlugin):
+        def after_step(self, ranker: Ranker, step: int) -> None:
+            steps.append(step)
+
+    train_arm(SPEC, rows, model_config=shape, config=config, plugins=[Count()])
+    assert steps == [1, 2, 3, 4, 5]  # one step a pass here
 
 
 def test_an_arm_with_the_same_histories_is_not_trained_twice(table: Callable[..., pa.Table]) -> None:
