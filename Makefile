@@ -47,7 +47,7 @@ faults: setup ## the tests of docs/faults.md, then its 44 rows with their outcom
 	@$(PY) -m tests.faults
 
 PART ?= worlds
-bench: setup ## the claims of the README, measured on this machine (PART=worlds, headline, gates, segmenters, features, increment, soak, quality, serving or kernels)
+bench: setup ## the claims of the README, measured on this machine (PART=worlds, headline, rankers, gates, segmenters, features, increment, soak, quality, serving or kernels)
 	@$(PY) -m benchmarks $(PART)
 
 .typing: setup.py $(wildcard src/dynamix/*.py)

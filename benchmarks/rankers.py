@@ -221,10 +221,11 @@ def table(world: HeadlineWorld, lines: Sequence[Mapping[str, Any]], seeds: int) 
     ]
     for x in lines:
         delta = "0" if x["arm"] == x["best"] else interval(x["delta"], x["low"], x["high"])
+        rate = f"{x['rows_per_s']:,.0f}" if x["arm"] != "constant" else ""
         calibrated = f"{x['calibration']:.3f} [{x['calibration_low']:.3f}, {x['calibration_high']:.3f}]"
         found.append(
             f"| {x['says']} | {x['ne']:.4f} [{x['ne_low']:.4f}, {x['ne_high']:.4f}] | {x['ne_labels']:.4f} | {delta} "
-            f"| {calibrated} | {x['rows_per_s']:,.0f} | {x['fit_seconds']:,.0f} |"
+            f"| {calibrated} | {rate} | {x['fit_seconds']:,.0f} |"
         )
     return found
 

@@ -24,6 +24,7 @@ from dynamix.models.registry import (
     move_alias,
     register_ranker,
 )
+from dynamix.models.spec import promotes
 
 EVIDENCE, MODEL = "evidence.json", "model"
 PREDECESSOR = "dynamix.predecessor"
@@ -33,7 +34,7 @@ _FILE = "registration.json"
 
 @dataclass(frozen=True)
 class Registration:
-    """Runs, tags and example of a version, and whether its gate passed, against which champion.
+    """Runs, tags and example of a version, and the champion that its gate read. Whether it passed stands in the evidence.
 
     `example` is a frame of one raw request, whose only instant is `request_ts`.
     """
@@ -44,7 +45,6 @@ class Registration:
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
     example: pd.DataFrame
-    passed: bool
     champion: str | None
 
     def store(self, folder: Path) -> None:
@@ -64,15 +64,17 @@ class Registration:
         example = pd.DataFrame(plain.pop("example"))
         example["request_ts"] = pd.to_datetime(example["request_ts"])
         children = tuple(ChildRun(**child) for child in plain.pop("children"))
+        plain.pop("passed", None)  # kept beside the evidence until the gate read the evidence alone
         return cls(children=children, example=example, **plain)
 
     def register(self, registry: Registry, folder: Path) -> tuple[Version, str]:
-        """Log the runs, register the model in `folder`, move the aliases that its gate allows: version and alias.
+        """Log the runs, register the model in `folder`, move the aliases that its evidence allows: version and alias.
 
         EnvironmentTrouble (exit 5) where the store fails, with the way to go on; GuardError (exit 4) where another
-        training moved an alias meanwhile.
+        training moved an alias meanwhile, or the evidence lacks what a gate reads (`promotes`).
         """
         evidence = folder / EVIDENCE
+        passed = promotes(json.loads(evidence.read_text(encoding="utf-8")))
         try:
             run_id = log_training(
                 registry, parent=self.parent, children=list(self.children), params=self.params,
@@ -86,7 +88,7 @@ class Registration:
             )  # fmt: skip
             before = challenger.version if challenger else None
             move_alias(registry, RANKER, CHALLENGER, version.version, expected=before)
-            if not self.passed:
+            if not passed:
                 return version, CHALLENGER
             move_alias(registry, RANKER, CHAMPION, version.version, expected=self.champion)
         except EnvironmentTrouble as trouble:

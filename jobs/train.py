@@ -35,6 +35,7 @@ from dynamix.models.contest import (
     worth_of_segments,
 )
 from dynamix.models.evidence import Verdict, write_evidence
+from dynamix.models.opinion import second_opinion
 from dynamix.models.registry import (
     CHAMPION,
     RANKER,
@@ -45,6 +46,7 @@ from dynamix.models.registry import (
     find,
 )
 from dynamix.models.service import RankerService, write_artefacts
+from dynamix.models.spec import Spec, size_of
 from dynamix.models.throughput import Throughput, measure, time_by_tokens
 from dynamix.models.warm import WarmStart
 
@@ -96,9 +98,9 @@ def train(
     decision = decide(run, contest, registry, arms, champion)
     speed = _throughput(contest, run)
     tests = {name: arm.part("test", batch_size=4 * config.batch_size) for name, arm in contest.arms.items()}
-    content = evidence(run, contest, decision, arms, speed, tests) | {
-        "warm_start": None if start is None else start.address
-    }
+    content = evidence(run, contest, decision, arms, speed, tests)
+    if config.stream_dropout:
+        content |= {"second_opinion": _second_opinion(run, contest, arms)}
     write_evidence(run.folder / EVIDENCE, content)
     _write_predictions(run, contest, tests)
     _save(run, decision.winner, arms)
@@ -195,6 +197,10 @@ def evidence(
     config, head = run.config.train, contest.head
     rates = {s.arm: {"train_rows_s": s.train_rows_per_s, "infer_rows_s": s.infer_rows_per_s,
                      "load_rows_s": s.load_rows_per_s} for s in speed}  # fmt: skip
+    cost = size_of(decision.winner.best().model, decision.winner.validate.rows)
+    cost |= {
+        name: rate for name, rate in rates.get(decision.winner.name, {}).items() if name != "load_rows_s"
+    }
     content: dict[str, object] = {
         "run_id": run.run_id, "part": "validate", "label": head, "label_meaning": run.config.meaning(head),
         "arms": [arm_report(contest, a, a.validate, config=config) | rates.get(n, {}) for n, a in contest.arms.items()],
@@ -207,7 +213,8 @@ def evidence(
         "train_rows": len(contest.arms[KEEP_ALL].rows.select("train")),
         "epochs": len(contest.arms[KEEP_ALL].best().epochs),
         "test_rows_warm": int((tests[KEEP_ALL].rows.segment > 0).sum()),
-        "calendar_lost": list(arms.calendar.lost),
+        "calendar_lost": list(arms.calendar.lost), "warm_start": contest.start,
+        "spec": Spec.of(decision.winner.trained, config, start=contest.start), "cost": cost,
     }  # fmt: skip
     if decision.masks:
         delta = decision.masks[head].delta
@@ -223,6 +230,17 @@ def evidence(
         decision.winner.best().model, contest.arms[KEEP_ALL].rows, size=config.batch_size, shares=TOKEN_SHARES
     )
     return content | {"batch_seconds": {"intercept": a, "per_token": b, "batch_size": config.batch_size}}
+
+
+def _second_opinion(run: Run, contest: Contest, arms: ArmRows) -> list[dict[str, object]]:
+    """Prices of the cells by one more ranker, on keep-all rows; streams by name."""
+    run.note("train: second opinion on the cells by a ranker with stream dropout")
+    keep_all, names = contest.arms[KEEP_ALL], {scale.stream_id: name for name, scale in arms.streams.items()}
+    prices = second_opinion(
+        keep_all.rows, contest.head, model_config=keep_all.best().model.config, config=run.config.train,
+        progress=run.note,
+    )  # fmt: skip
+    return [{**vars(price), "stream": names[price.stream_id]} for price in prices]
 
 
 def _throughput(contest: Contest, run: Run) -> list[Throughput]:
@@ -287,7 +305,7 @@ def _registration(
     return Registration(
         parent=f"train {run.run_id}", children=tuple(_children(contest)), params=run.config.train.model_dump(),
         metrics=_version_metrics(contest, decision.winner, speed), tags=tags, example=example_request(run, arms),
-        passed=decision.ranker.passed, champion=decision.champion.version if decision.champion else None,
+        champion=decision.champion.version if decision.champion else None,
     )  # fmt: skip
 
 

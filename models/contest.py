@@ -25,6 +25,7 @@ from dynamix.models.evidence import (
     segment_deltas,
 )
 from dynamix.models.metrics import Evaluation, evaluate, oracle_gap_closure
+from dynamix.models.spec import Spec
 from dynamix.models.train import ArmSpec, Progress, TrainedArm, predict, ranker_config, train_arm
 from dynamix.models.warm import WarmStart
 
@@ -72,6 +73,8 @@ class Contest:
     head: str
     heads: tuple[str, ...]
     truth: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    start: str | None = None
+    """Address of the ranker that every arm began from, None for a cold start."""
 
 
 def scored_rows(rows: JaggedRows, head: str, p: Floats) -> Scored:
@@ -157,7 +160,7 @@ def hold(
         )
         done[name] = Arm(name, version, rows, trained, validate)
     head = "conversion" if "conversion" in heads else heads[0]
-    return Contest(done, baselines, head, heads, truth or {})
+    return Contest(done, baselines, head, heads, truth or {}, None if start is None else start.address)
 
 
 def judge_mask(contest: Contest, *, ne_budget: float, config: TrainConfig) -> dict[str, Verdict]:
@@ -247,6 +250,7 @@ def arm_report(contest: Contest, arm: Arm, part: Part, *, config: TrainConfig) -
         heads[head] = found
     return {
         "arm": arm.name, "mask_version": arm.mask_version, **heads[contest.head], "heads": heads,
+        "spec": Spec.of(arm.trained, config, start=contest.start),
         "tokens_per_impression": part.rows.tokens_per_row, "tokens": part.rows.tokens,
         "seeds": [t.spec.seed for t in arm.trained], "epochs": [t.epochs for t in arm.trained],
         "device": arm.trained[0].device,

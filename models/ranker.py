@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,11 @@ class RankerConfig:
 
     @classmethod
     def from_json(cls, text: str) -> RankerConfig:
-        tree = json.loads(text)
+        return cls.from_tree(json.loads(text))
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> RankerConfig:
+        """From what JSON gives back."""
         trunk = TrunkConfig(**{**tree["trunk"], "hidden": tuple(tree["trunk"]["hidden"])})
         return cls(trunk=trunk, heads=tuple(tree["heads"]), surfaces=tuple(tree["surfaces"]))
 

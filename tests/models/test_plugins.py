@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,16 +16,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynamix.config import TrainConfig
+from dynamix.config import Config, TrainConfig
 from dynamix.errors import ConfigError, GuardError
+from dynamix.jobs.train import _second_opinion
 from dynamix.models.batch import RankBatch
-from dynamix.models.contest import scored_rows
+from dynamix.models.contest import hold, scored_rows
 from dynamix.models.dataset import JaggedRows, rows_from_table
 from dynamix.models.evidence import compare
 from dynamix.models.export import export_ranker, flat, padded
 from dynamix.models.opinion import StreamDropout, price_cells, second_opinion
 from dynamix.models.plugins import Forward, Output, PluginHead, TrainerPlugin
 from dynamix.models.ranker import Ranker
+from dynamix.models.serving import StreamScale
 from dynamix.models.train import (
     SEGMENT_SD,
     SHARED_SD,
@@ -288,3 +292,20 @@ def test_the_second_opinion_finds_the_one_stream_that_matters(table: Callable[..
     prices = second_opinion(rows, "conversion", model_config=shape, config=config)
     assert {p.stream_id for p in prices[:3]} == {0} and all(p.low > 0 for p in prices[:3])
     assert max(p.delta_ne_pct for p in prices[3:]) < 0.2 * min(p.delta_ne_pct for p in prices[:3])
+
+
+def test_a_training_job_writes_the_prices_by_stream_name(world: JaggedRows) -> None:
+    """What `dynamix train` puts into evidence.json as `second_opinion`."""
+    config = Config(train=CONFIG.model_copy(update={"stream_dropout": 0.3}))
+    contest = hold(
+        {"keep-all": ("keep-all", world)}, n_streams=4, n_segments=3, config=config.train, progress=lambda text: None
+    )  # fmt: skip
+    said: list[str] = []
+    run: Any = SimpleNamespace(config=config, note=said.append)
+    arms: Any = SimpleNamespace(streams={f"feed/{i}": StreamScale(i, None, None) for i in range(4)})
+    found = _second_opinion(run, contest, arms)
+    assert {(p["segment_id"], p["stream"]) for p in found} == {
+        (g, f"feed/{f}") for g in range(3) for f in range(4)
+    }
+    assert set(found[0]) == {"segment_id", "stream_id", "stream", "delta_ne_pct", "low", "high", "tokens"}
+    assert any("second opinion seed 0" in text for text in said)

@@ -27,6 +27,7 @@ from dynamix.models.evidence import Verdict, write_evidence
 from dynamix.models.registry import CHALLENGER, CHAMPION, RANKER, artefact_folder, find
 from dynamix.models.service import RankerService, write_artefacts
 from dynamix.models.serving import Preparation, StreamScale
+from dynamix.models.spec import Spec, size_of
 
 CONFIG = TrainConfig(
     device="cpu",
@@ -90,10 +91,10 @@ class Story:
         write_artefacts(folder / MODEL, winner.best().model, preparation, example=own)
         run = cast(Any, SimpleNamespace(folder=folder))
         _write_predictions(run, contest, {KEEP_ALL: winner.part("test", batch_size=512)})
-        write_evidence(folder / EVIDENCE, {"ranker_gate": verdict})
-        kept = Registration(
-            f"train {name}", (), {}, {}, {"run_id": name}, REQUEST, verdict.passed, champion,
-        )  # fmt: skip
+        cost = size_of(winner.best().model, own) | {"train_rows_s": 1.0, "infer_rows_s": 1.0}
+        content = {"ranker_gate": verdict, "spec": Spec.of(winner.trained, config), "cost": cost}
+        write_evidence(folder / EVIDENCE, content)
+        kept = Registration(f"train {name}", (), {}, {}, {"run_id": name}, REQUEST, champion)
         version, alias = kept.register(self.registry, folder)
         return Chapter(folder, verdict, version.version, alias)
 

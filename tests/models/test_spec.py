@@ -1,0 +1,140 @@
+"""Specs make an arm anew, and the evidence alone decides who becomes champion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+
+from dynamix.config import TrainConfig
+from dynamix.errors import GuardError
+from dynamix.jobs import registration
+from dynamix.jobs.registration import EVIDENCE, Registration
+from dynamix.models.dataset import JaggedRows, rows_from_table
+from dynamix.models.evidence import Check, Delta, Verdict, write_evidence
+from dynamix.models.ranker import Ranker
+from dynamix.models.spec import Spec, promotes, size_of
+from dynamix.models.train import ArmSpec, ranker_config, train_arm
+
+CONFIG = TrainConfig(
+    device="cpu",
+    batch_size=128,
+    item_buckets=50,
+    threads=1,
+    epochs=1,
+    min_steps=1,
+    hidden=(16,),
+    trunk="dlrm",
+)
+DELTA = Delta(-1.0, -1.5, -0.5, -0.6, 0.25, None, 0.7, 5000, 1000, 200.0)
+
+
+@pytest.fixture(scope="module")
+def world(table: Callable[..., pa.Table]) -> JaggedRows:
+    return rows_from_table(table([5, 0, 3, 8] * 100, effect=4.0), heads=("conversion",), item_buckets=50)
+
+
+def content(world: JaggedRows, *, passed: bool = True) -> dict[str, Any]:
+    """Evidence as `dynamix train` writes it, in the parts that the gate reads."""
+    shape = ranker_config(world, n_streams=4, n_segments=3, config=CONFIG)
+    trained = train_arm(ArmSpec("keep-all", "keep-all", 5), world, model_config=shape, config=CONFIG)
+    checks = (Check("ne against base rate", -0.6, "< 0 %", True), Check("positives", 200.0, ">= 20", passed))
+    gate = Verdict(passed, "champion" if passed else "challenger", "said", DELTA, checks)
+    cost = size_of(trained.model, world) | {"train_rows_s": 10.0, "infer_rows_s": 20.0}
+    return {"ranker_gate": gate, "spec": Spec.of((trained,), CONFIG), "cost": cost}
+
+
+def stored(folder: Path, world: JaggedRows, *, passed: bool = True) -> dict[str, Any]:
+    path = write_evidence(folder / EVIDENCE, content(world, passed=passed))
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def test_a_stored_spec_makes_the_same_weights_again(world: JaggedRows, tmp_path: Path) -> None:
+    spec = Spec.from_tree(stored(tmp_path, world)["spec"])
+    assert spec.ranker["trunk"]["kind"] == "dlrm" and spec.plugins == () and spec.start is None
+    assert spec.train_config() == CONFIG
+    first, again = (
+        train_arm(spec.trainings()[0], world, model_config=spec.ranker_config(), config=spec.train_config())
+        for _ in range(2)
+    )
+    other = train_arm(
+        replace(spec.trainings()[0], seed=6),
+        world,
+        model_config=spec.ranker_config(),
+        config=spec.train_config(),
+    )
+    assert first.spec == ArmSpec("keep-all", "keep-all", 5)
+    assert torch.equal(first.model.heads.out.weight, again.model.heads.out.weight)
+    assert not torch.equal(first.model.heads.out.weight, other.model.heads.out.weight)
+
+
+def test_cost_counts_the_products_of_a_forward_pass(world: JaggedRows) -> None:
+    """A head more costs one product of its width and the summary's linear part, 2 FLOPs a multiplication and addition."""
+    shape = ranker_config(world, n_streams=4, n_segments=3, config=CONFIG)
+    one, two = (size_of(Ranker(replace(shape, heads=h)), world) for h in (("a",), ("a", "b")))
+    summary = 4 * 11
+    assert two["flops_per_row"] - one["flops_per_row"] == 2 * (shape.trunk.hidden[-1] + summary)
+    assert two["parameters"] - one["parameters"] == shape.trunk.hidden[-1] + 1 + summary * (1 + 3)
+    assert one["tokens_per_row"] == world.tokens_per_row
+
+
+def test_the_gate_reads_checks_and_demands_spec_cost_interval_and_rows(
+    world: JaggedRows, tmp_path: Path
+) -> None:
+    good = stored(tmp_path, world)
+    assert promotes(good) is True
+    assert promotes(stored(tmp_path, world, passed=False)) is False
+    for part, name in (("spec", "ranker"), ("cost", "flops_per_row"), ("cost", "infer_rows_s")):
+        bad = {**good, part: {k: v for k, v in good[part].items() if k != name}}
+        with pytest.raises(GuardError, match=f"lacks {part}.{name}"):
+            promotes(bad)
+    for name in ("delta_ne_pct", "low", "high", "rows"):
+        delta = {**good["ranker_gate"]["delta"], name: None}  # NaN is stored as null
+        with pytest.raises(GuardError, match=f"lacks ranker_gate.delta.{name}"):
+            promotes({**good, "ranker_gate": {**good["ranker_gate"], "delta": delta}})
+    with pytest.raises(GuardError, match=r"lacks ranker_gate\.checks"):
+        promotes({**good, "ranker_gate": {**good["ranker_gate"], "checks": []}})
+    with pytest.raises(GuardError, match="contradicts itself"):
+        promotes({**good, "ranker_gate": {**good["ranker_gate"], "passed": False}})
+
+
+@pytest.mark.parametrize(("passed", "aliases"), [(True, ["challenger", "champion"]), (False, ["challenger"])])
+def test_the_evidence_on_disk_alone_moves_the_alias(
+    world: JaggedRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passed: bool, aliases: list[str]
+) -> None:
+    """The evidence is turned after the training: what is registered follows the file, also by way of --register-from."""
+    moved: list[str] = []
+    version = SimpleNamespace(version="4")
+    monkeypatch.setattr(registration, "log_training", lambda *a, **k: "run")
+    monkeypatch.setattr(registration, "register_ranker", lambda *a, **k: version)
+    monkeypatch.setattr(registration, "find", lambda *a: None)
+    monkeypatch.setattr(registration, "move_alias", lambda r, n, alias, v, expected: moved.append(alias))
+    request = pd.DataFrame({"user_id": ["u"], "request_ts": [pd.Timestamp("2026-02-16")]})
+    folder = tmp_path / "run"
+    stored(folder, world, passed=not passed)
+    Registration("train", (), {}, {}, {}, request, None).store(folder)
+    stored(folder, world, passed=passed)
+    registry: Any = None
+    assert Registration.load(tmp_path, "run").register(registry, folder) == (version, aliases[-1])
+    assert moved == aliases
+
+
+def test_without_a_cost_nothing_is_registered(
+    world: JaggedRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touched: list[str] = []
+    monkeypatch.setattr(registration, "log_training", lambda *a, **k: touched.append("log"))
+    write_evidence(tmp_path / EVIDENCE, {k: v for k, v in content(world).items() if k != "cost"})
+    registry: Any = None
+    with pytest.raises(GuardError, match=r"lacks cost\.parameters"):
+        Registration("train", (), {}, {}, {}, pd.DataFrame(), None).register(registry, tmp_path)
+    assert touched == []
