@@ -163,7 +163,7 @@ def fitted(world: HeadlineWorld, name: str, seed: int) -> Fitted:
         model.predict(test)[None],
         model.predict(validate)[None],
         seconds,
-        rate_of(model, test.take(np.arange(BATCH))),
+        rate_of(model, test.take(np.arange(min(BATCH, len(test))))),
     )
     np.savez_compressed(path, key=json.dumps(key), **vars(result))
     return result

@@ -9,19 +9,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
 
-from dynamix.config import TrainConfig
+from dynamix.config import Config, TrainConfig
 from dynamix.errors import GuardError
 from dynamix.jobs import registration
 from dynamix.jobs.registration import EVIDENCE, Registration
+from dynamix.jobs.train import decide, evidence
+from dynamix.models.contest import hold
 from dynamix.models.dataset import JaggedRows, rows_from_table
 from dynamix.models.evidence import Check, Delta, Verdict, write_evidence
 from dynamix.models.ranker import Ranker
 from dynamix.models.spec import Spec, promotes, size_of
+from dynamix.models.throughput import Throughput
 from dynamix.models.train import ArmSpec, ranker_config, train_arm
 
 CONFIG = TrainConfig(
@@ -138,3 +142,29 @@ def test_without_a_cost_nothing_is_registered(
     with pytest.raises(GuardError, match=r"lacks cost\.parameters"):
         Registration("train", (), {}, {}, {}, pd.DataFrame(), None).register(registry, tmp_path)
     assert touched == []
+
+
+def test_the_evidence_of_a_training_holds_all_that_its_gate_demands(
+    table: Callable[..., pa.Table], tmp_path: Path
+) -> None:
+    """What `dynamix train` writes of two arms, from their training to the file that `promotes` reads."""
+    rows = rows_from_table(table([5, 0, 3, 8] * 300, effect=4.0), heads=("conversion",), item_buckets=50)
+    quotas = np.full((3, 2, 4), 1000, np.int32)
+    quotas[:, :, 3] = 0
+    config = Config(
+        labels=("conversion",), train=CONFIG.model_copy(update={"bootstrap": 50, "min_steps": 30})
+    )
+    arms = {"keep-all": ("keep-all", rows), "masked": ("m1", rows.under_mask(quotas))}
+    contest = hold(arms, n_streams=4, n_segments=3, config=config.train, progress=lambda text: None)
+    run: Any = SimpleNamespace(config=config, run_id="r", note=lambda text: None)
+    told: Any = SimpleNamespace(table_version=7, segment_version="s1", calendar=SimpleNamespace(lost=()))
+    decision = decide(run, contest, None, told, None)  # type: ignore[arg-type]
+    speed = [Throughput(name, 11.0, 12.0, 13.0, 4.0) for name in arms]
+    tests = {name: arm.part("test", batch_size=512) for name, arm in contest.arms.items()}
+    path = write_evidence(tmp_path / EVIDENCE, evidence(run, contest, decision, told, speed, tests))
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert promotes(found) is decision.ranker.passed is True
+    assert found["spec"]["arm"] == decision.winner.name and found["warm_start"] is None
+    assert found["cost"]["train_rows_s"] == 11.0 and found["cost"]["flops_per_row"] > 0
+    specs = [arm["spec"] for arm in found["arms"]]
+    assert [s["mask_version"] for s in specs] == ["keep-all", "m1"] and specs[1]["train"]["trunk"] == "dlrm"
