@@ -197,7 +197,7 @@ def evidence(
     config, head = run.config.train, contest.head
     rates = {s.arm: {"train_rows_s": s.train_rows_per_s, "infer_rows_s": s.infer_rows_per_s,
                      "load_rows_s": s.load_rows_per_s} for s in speed}  # fmt: skip
-    cost = size_of(decision.winner.best().model, decision.winner.validate.rows)
+    cost = size_of(decision.winner.best().model, decision.winner.rows)
     cost |= {
         name: rate for name, rate in rates.get(decision.winner.name, {}).items() if name != "load_rows_s"
     }

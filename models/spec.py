@@ -83,8 +83,9 @@ def size_of(ranker: Ranker, rows: JaggedRows) -> dict[str, float]:
 def promotes(evidence: Mapping[str, Any]) -> bool:
     """Whether the content of an evidence.json lets its ranker take `champion`; nothing else is read.
 
-    True iff every check of its ranker gate passed. GuardError (exit 4) where it lacks the spec of the arm, its cost,
-    or the paired difference with interval and rows; where it holds no check; or where check and verdict disagree.
+    True iff every check of its ranker gate passed and the paired difference could be worked out (not null). GuardError
+    (exit 4) where it lacks the spec of the arm, its cost, or that difference with interval and rows; where it holds no
+    check; or where check and verdict disagree.
     """
     gate = evidence.get("ranker_gate") or {}
     parts: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
@@ -93,7 +94,7 @@ def promotes(evidence: Mapping[str, Any]) -> bool:
         "spec": (evidence.get("spec") or {}, ("arm", "mask_version", "seeds", "ranker", "train")),
     }
     lacking = [
-        f"{part}.{name}" for part, (tree, names) in parts.items() for name in names if tree.get(name) is None
+        f"{part}.{name}" for part, (tree, names) in parts.items() for name in names if name not in tree
     ]
     checks = gate.get("checks") or []
     if lacking or not checks:
@@ -105,4 +106,4 @@ def promotes(evidence: Mapping[str, Any]) -> bool:
             f"evidence contradicts itself: its ranker gate says passed={gate.get('passed')}, its checks say {passed}; "
             "no alias moves: run `dynamix train` again"
         )
-    return passed
+    return passed and all(gate["delta"][name] is not None for name in DELTA)

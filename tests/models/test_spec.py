@@ -102,9 +102,11 @@ def test_the_gate_reads_checks_and_demands_spec_cost_interval_and_rows(
         with pytest.raises(GuardError, match=f"lacks {part}.{name}"):
             promotes(bad)
     for name in ("delta_ne_pct", "low", "high", "rows"):
-        delta = {**good["ranker_gate"]["delta"], name: None}  # NaN is stored as null
+        delta = {k: v for k, v in good["ranker_gate"]["delta"].items() if k != name}
         with pytest.raises(GuardError, match=f"lacks ranker_gate.delta.{name}"):
             promotes({**good, "ranker_gate": {**good["ranker_gate"], "delta": delta}})
+        unknown = {**delta, name: None}  # NaN is stored as null
+        assert promotes({**good, "ranker_gate": {**good["ranker_gate"], "delta": unknown}}) is False
     with pytest.raises(GuardError, match=r"lacks ranker_gate\.checks"):
         promotes({**good, "ranker_gate": {**good["ranker_gate"], "checks": []}})
     with pytest.raises(GuardError, match="contradicts itself"):
