@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from dynamix.config import DriftConfig
+from dynamix.config_parts import DriftConfig
 from dynamix.features.calendar import DAY_US
 from dynamix.features.events import stream_name
 from dynamix.features.streams import log_dwell

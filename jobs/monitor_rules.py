@@ -10,7 +10,7 @@ from datetime import date
 import numpy as np
 import numpy.typing as npt
 
-from dynamix.config import MonitorConfig
+from dynamix.config_parts import MonitorConfig
 from dynamix.features.drift import NOISE_SD, Finding
 from dynamix.models.metrics import NeState, entropy
 

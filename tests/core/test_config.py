@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dynamix.config import Config, load_config, seconds
+from dynamix.config import Config, load_config
+from dynamix.config_parts import seconds
 from dynamix.errors import ConfigError, InputError
 
 

@@ -12,7 +12,7 @@ import pytest
 from event_frames import event_frame
 from pyspark.sql import SparkSession
 
-from dynamix.config import DriftConfig
+from dynamix.config_parts import DriftConfig
 from dynamix.features.drift import Group, Profile, compare, profile, profile_rows, psi, psi_noise
 
 DAY = 86_400

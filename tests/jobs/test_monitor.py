@@ -16,7 +16,8 @@ import pytest
 from event_frames import event_frame
 from pyspark.sql import SparkSession
 
-from dynamix.config import Config, MonitorConfig, load_config
+from dynamix.config import Config, load_config
+from dynamix.config_parts import MonitorConfig
 from dynamix.contracts import EVENTS, MASKS, SCORES, SEGMENTS, TRAINING_ROWS, Table
 from dynamix.features.drift import Finding
 from dynamix.features.tables import Warehouse
