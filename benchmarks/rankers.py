@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks import rankers_tabular as tabular
 from benchmarks.headline import model_of
@@ -28,6 +29,7 @@ from benchmarks.headline_world import HeadlineWorld, load, prepare
 from dynamix.models.contest import Floats, scored_rows
 from dynamix.models.dataset import JaggedRows
 from dynamix.models.evidence import calibration_interval, compare, ne_interval
+from dynamix.models.plugins import TrainerPlugin
 from dynamix.models.ranker import Ranker
 from dynamix.models.train import ArmSpec, predict, train_arm
 from dynamix.models.trunks.build import TRUNKS
@@ -61,7 +63,17 @@ class Arm:
     baseline: bool = True
 
 
-def trunk_of(kind: str) -> Fit:
+class NoTrunk(TrainerPlugin):
+    """Holds the heads' weights on the trunk at zero: what is left is linear in the summaries, by segment."""
+
+    name = "no-trunk"
+
+    def after_step(self, ranker: Ranker, step: int) -> None:
+        with torch.no_grad():
+            ranker.heads.out.weight.zero_()
+
+
+def trunk_of(kind: str, *plugins: TrainerPlugin) -> Fit:
     """Fit the product's ranker with this trunk, everything else as in the config."""
 
     def fit(world: HeadlineWorld, seed: int) -> tabular.Model:
@@ -69,7 +81,9 @@ def trunk_of(kind: str) -> Fit:
         base = model_of(world)
         shape = replace(base, trunk=replace(base.trunk, kind=kind))
         spec = ArmSpec(kind, "keep-all", seed)
-        trained = train_arm(spec, world.rows, model_config=shape, config=config, progress=say)
+        trained = train_arm(
+            spec, world.rows, model_config=shape, config=config, progress=say, plugins=plugins
+        )
         return Trained(trained.model, world.head)
 
     return fit
@@ -92,6 +106,7 @@ ARMS: Mapping[str, Arm] = {
         ),
         drawn=True,
     ),
+    "linear": Arm("ranker without a trunk", trunk_of("din", NoTrunk()), drawn=True, baseline=False),
     **{kind: Arm(f"ranker, {kind}", trunk_of(kind), drawn=True, baseline=False) for kind in TRUNKS},
 }
 

@@ -84,6 +84,12 @@ def test_tuning_reads_validation_rows_only(world: HeadlineWorld) -> None:
     assert NeState.of(test.labels[HEAD].astype(float), a).ne < 0.95  # the ridge sees what acts
 
 
+def test_the_ranker_without_a_trunk_has_learned_and_has_none(world: HeadlineWorld) -> None:
+    model = rankers.ARMS["linear"].fit(world, 0)
+    assert isinstance(model, rankers.Trained)
+    assert not model.ranker.heads.out.weight.any() and model.ranker.linear.shared.any()
+
+
 def test_an_arm_that_is_unknown_is_named() -> None:
     assert rankers.chosen(None) == list(rankers.ARMS)
     with pytest.raises(SystemExit, match="allowed: all, constant"):
