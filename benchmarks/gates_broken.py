@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 from unittest.mock import patch
 
 import numpy as np
@@ -12,8 +13,9 @@ import numpy.typing as npt
 from dynamix.config import MaskConfig
 from dynamix.contracts import CHANNELS
 from dynamix.features.calendar import Calendar
+from dynamix.features.exposure import OWN
 from dynamix.features.gram import EACH, GramSums
-from dynamix.features.recency import SHARED
+from dynamix.features.recency import BUCKETS, SHARED, WHOLE_STREAM, RecencySums
 from dynamix.features.relevance import C, CellSums
 from dynamix.segmentation import certify
 from dynamix.segmentation.bounds import Quadratic
@@ -25,6 +27,11 @@ from dynamix.segmentation.selection import Chain
 Floats = npt.NDArray[np.float64]
 Moments = Callable[[CellSums], tuple[Floats, Floats, Floats]]
 Rule = Callable[[Statistics, MaskConfig], list[Verdict]]
+Of = TypeVar("Of", GramSums, RecencySums)
+_DWELLS_BY_RECENCY = np.concatenate(
+    [np.ones(SHARED), np.zeros(len(WHOLE_STREAM)), np.tile([name == "dwell" for name in OWN], BUCKETS)]
+)
+"""1 for what all streams share and for the dwell of each bucket (WIDTH,)."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +70,23 @@ def dwell_only(sums: CellSums) -> tuple[Floats, Floats, Floats]:
 
 
 def judge_dwell(statistics: Statistics, config: MaskConfig) -> list[Verdict]:
-    """The same in the sums over all streams: what a stream says beside others is of its dwell alone."""
-    together = {key: _of_dwell(sums) for key, sums in statistics.together.items()}
-    return judge(replace(statistics, together=together), config)
+    """The same in the sums over all streams and in those by recency: of each the dwell alone."""
+    together = {key: _of_dwell(sums, _dwells_of_streams(sums)) for key, sums in statistics.together.items()}
+    recency = {key: _of_dwell(sums, _DWELLS_BY_RECENCY) for key, sums in statistics.recency.items()}
+    return judge(replace(statistics, together=together, recency=recency), config)
 
 
-def _of_dwell(sums: GramSums) -> GramSums:
+def _dwells_of_streams(sums: GramSums) -> Floats:
+    """1 for what all streams share, for a stream's dwell and its square (W,)."""
     own = np.ones(len(sums.wx))
     for first in range(SHARED, len(own), EACH):
         own[first : first + C] = 0.0
         own[first + CHANNELS.index("dwell")] = 1.0
+    return own
+
+
+def _of_dwell(sums: Of, own: Floats) -> Of:
+    """The sums with everything 0 that is not `own` (W,)."""
     longer = np.append(own, 1.0)
     return replace(
         sums, wx=sums.wx * own, wxx=sums.wxx * np.outer(own, own), a=sums.a * longer,

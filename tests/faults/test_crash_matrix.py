@@ -75,8 +75,9 @@ TO_THE_END = {f"{step}/{commits[-1]}" for step, commits in COMMITS.items()}
 
 @pytest.fixture(scope="module")
 def days(
-    few_positives: None, spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
+    few_positives: None, as_configured: None, spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, Cycle]:
+    """Under the settings of the processes that are killed: the last digits of `cell_stats` follow the partitions."""
     folder = tmp_path_factory.mktemp("days")
     first, second = deliveries(folder)
     one = calm_cycle(spark, first, folder / "none", folder / "1")
