@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from dynamix.contracts import EVENTS
 from dynamix.features.instants import day_sql
-from dynamix.features.row_text import JSON, row_hash
+from dynamix.features.row_text import row_hash, row_text, text_hash
 
 KEPT, DEDUPLICATED, QUARANTINED = "kept", "deduplicated", "quarantined"
 _LATER = ("dwell_status", "dwell_logged_ms", "bad_dwell", "session_id", "session_start")
@@ -45,11 +45,10 @@ def judge_copies(parsed: DataFrame, *, given_ids: bool, known: DataFrame | None)
     judged = alone.unionByName(_compared(marked.where("_n IS NOT NULL"), given_ids=given_ids))
     if old is not None:
         judged = judged.unionByName(old)
-    out = F.col("fate") == QUARANTINED
+    raw = F.when(F.col("fate") == QUARANTINED, row_text(F.col("_whole")))
     return judged.select(
         *CANONICAL, "bad_dwell", "unknown_stream", "seen_us", "fate", "reason", "hint",
-        F.when(out, row_hash(F.col("_whole"))).alias("row_hash"),
-        F.when(out, F.to_json("_whole", JSON)).alias("raw"),
+        text_hash(raw).alias("row_hash"), raw.alias("raw"),
     )  # fmt: skip
 
 

@@ -25,9 +25,19 @@ def whole_row(frame: DataFrame, *, but: str = "") -> Column:
     return F.struct(*[ordered(F.col(named(name)), kind).alias(name) for name, kind in fields])
 
 
+def row_text(row: Column) -> Column:
+    """A `whole_row` as JSON without its NULLs: a column that a source has from some day on changes no earlier row."""
+    return F.to_json(row, JSON | {"ignoreNullFields": "true"})
+
+
+def text_hash(text: Column) -> Column:
+    """First 32 hex digits of SHA-256."""
+    return F.substring(F.sha2(text, 256), 1, 32)
+
+
 def row_hash(row: Column) -> Column:
     """First 32 hex digits of SHA-256 over a `whole_row` as JSON, NULLs written out."""
-    return F.substring(F.sha2(F.to_json(row, JSON), 256), 1, 32)
+    return text_hash(F.to_json(row, JSON))
 
 
 def ordered(column: Column, data_type: DataType) -> Column:

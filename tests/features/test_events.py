@@ -249,6 +249,21 @@ def test_copies_of_an_event(spark: SparkSession) -> None:
 
 
 @pytest.mark.spark
+def test_a_column_that_the_source_has_from_some_day_on_changes_no_quarantined_row(
+    spark: SparkSession,
+) -> None:
+    rows = [_row(surface=""), _row(event_ts="yesterday"), _row()]
+    frame = _frame(spark, rows)
+    later = frame.withColumn("app_version", F.lit(None).cast("string"))
+    before, after = (
+        {tuple(r) for r in _split(f).quarantine.drop("run_id").collect()} for f in (frame, later)
+    )
+    assert len(before) == 2 and before == after
+    (told,) = _split(frame.where("surface = ''").withColumn("app_version", F.lit("7"))).quarantine.collect()
+    assert json.loads(told["raw"])["app_version"] == "7"
+
+
+@pytest.mark.spark
 def test_derived_event_id_is_the_hash_of_the_row_without_its_ingest(spark: SparkSession) -> None:
     rows = [
         _row(ingest_ts="2026-01-05 12:00:01", extra="a", tags={"z": "1", "b": "2"}),
