@@ -15,6 +15,7 @@ from dynamix.config import Config
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.hidden import shown
 from dynamix.models.registry import Registry
+from dynamix.models.stated_store import STATED
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Run:
 
 def registry_of(private: Path, tracking_uri: str = "") -> Registry:
     """As `Run.registry`, for verbs that need no session; `private` is `W/_dynamix`."""
-    return Registry(private, tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""))
+    return Registry(private, tracking_uri or os.environ.get(STATED, ""))
 
 
 @dataclass

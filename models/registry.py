@@ -20,6 +20,7 @@ from typing import Any
 
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError
 from dynamix.models.requirements import requirements
+from dynamix.models.stated_store import as_stated
 from dynamix.redaction import harmless, without_secrets
 
 RANKER, SEGMENTER = "dynamix-ranker", "dynamix-segmenter"
@@ -27,7 +28,6 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 ALIASES = (CHALLENGER, CHAMPION)
 EXPERIMENT = "dynamix"
 _NOISY = ("alembic", "mlflow", "sqlalchemy", "alembic.runtime.migration", "mlflow.store.db.utils")
-_STATED = "MLFLOW_TRACKING_URI"
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ def connected(registry: Registry) -> Iterator[Any]:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     levels = {name: logging.getLogger(name).level for name in _NOISY}
-    with warnings.catch_warnings():
+    with as_stated(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.showwarning = _silent  # MLflow puts its own filter over ours
         import mlflow
@@ -304,7 +304,7 @@ def connected(registry: Registry) -> Iterator[Any]:
 
         for name in _NOISY:
             logging.getLogger(name).setLevel(logging.ERROR)
-        before, stated = mlflow.get_tracking_uri(), os.environ.get(_STATED)
+        before = mlflow.get_tracking_uri()
         logging_utils.disable_logging()  # type: ignore[no-untyped-call]  # its own lines on standard error
         try:
             mlflow.set_tracking_uri(registry.tracking_uri)
@@ -318,12 +318,8 @@ def connected(registry: Registry) -> Iterator[Any]:
             ) from harmless(trouble)
         finally:
             logging_utils.enable_logging()  # type: ignore[no-untyped-call]
-            mlflow.set_tracking_uri(
-                before
-            )  # puts it into the environment as well, where it would pass for stated
+            mlflow.set_tracking_uri(before)
             mlflow.set_registry_uri(before)
-            os.environ.pop(_STATED, None)
-            os.environ |= {_STATED: stated} if stated is not None else {}
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
 

@@ -63,6 +63,7 @@ EXTRA_ACTIONS = {
 EXTRA_AMBIENT = {
     "features/tables.py time.sleep": "the pause before a conflicting commit is tried again",
     "models/registry.py os.environ": "sets GIT_PYTHON_REFRESH, the only way to quiet MLflow's git client",
+    "models/stated_store.py os.environ": "puts back the one variable that MLflow writes",
     "models/throughput.py time.perf_counter": "a measured rate is its result",
 }
 EXTRA_LENGTH = {"src/dynamix/contracts.py": "every table as data: a long list, no logic"}
