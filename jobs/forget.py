@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dynamix.contracts import EVENTS, EVENTS_QUARANTINE, TRAINING_ROWS
-from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError, InputError
+from dynamix.errors import EnvironmentTrouble, GuardError, InputError
 from dynamix.features.erasure import ROW_HASH, USER, Held, Users, held_in, without_users
 from dynamix.features.table_files import LOG, data_files, delta_folders, logged_files
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.forgotten import load_forgotten, store_forgotten
 from dynamix.jobs.recount import recounted_mark
+from dynamix.jobs.settings import refuse_no_table
 from dynamix.jobs.user_lists import read_users, stored_names
 from dynamix.models.registered import tag, versions
 from dynamix.models.registry import RANKER, SEGMENTER, Registry, Version
@@ -115,8 +116,7 @@ def forget(run: Run, *, users: Path, dry_run: bool = False, tracking_uri: str = 
 
 def refuse_wrong_call(users: Path, warehouse: Path) -> None:
     """Before a session is started: ConfigError (exit 2) where no table is, InputError (exit 3) where no user is."""
-    if not delta_folders(warehouse):
-        raise ConfigError(f"--warehouse {warehouse} holds no table; check the path")
+    refuse_no_table(warehouse)
     read_users(users)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 
 from dynamix.config import Config, load_config
-from dynamix.errors import InputError
+from dynamix.errors import ConfigError, InputError
+from dynamix.features.table_files import delta_folders
 from dynamix.jobs.files import write_whole
 
 STORED = "config.yaml"
@@ -32,6 +33,12 @@ def refuse_missing_source(events: str | None) -> None:
     if events is None or Path(events).exists() or ("://" in events) or ("/" not in events and "." in events):
         return
     raise InputError(f"--events {events}: no such file or folder; check the path")
+
+
+def refuse_no_table(warehouse: Path) -> None:
+    """ConfigError (exit 2) for a folder without any Delta table: a mistyped path is not made a warehouse."""
+    if not delta_folders(warehouse):
+        raise ConfigError(f"--warehouse {warehouse} holds no table; check the path")
 
 
 def store_config(warehouse: Path, config: Config) -> None:

@@ -27,7 +27,7 @@ from dynamix.jobs.power import power
 from dynamix.jobs.report import report
 from dynamix.jobs.run import STEPS, execute, logged, run_all
 from dynamix.jobs.session import get_spark
-from dynamix.jobs.settings import dump, store_config
+from dynamix.jobs.settings import dump, refuse_no_table, store_config
 from dynamix.jobs.story import explain_user
 from dynamix.jobs.troubles import said_plainly
 
@@ -42,6 +42,7 @@ def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:
     if arguments.verb == "forget":
         refuse_wrong_call(arguments.users, arguments.warehouse)
     if arguments.verb in DATELESS:
+        refuse_no_table(arguments.warehouse)
         day = day or datetime.now(UTC).date()
     run = open_run(arguments.warehouse, config, events, run_date=day, quiet=arguments.quiet)
     (run.folder / "config.yaml").write_text(dump(config), encoding="utf-8")

@@ -72,6 +72,14 @@ def test_a_source_that_is_not_there_ends_with_three_before_spark_starts(
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.parametrize("words", [["maintain"], ["diff", "m1", "m2"]])
+def test_a_mistyped_warehouse_ends_with_two_and_is_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main([*words, "--warehouse", str(tmp_path / "none")]) == 2
+    assert "holds no table" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
 def test_an_unknown_preset_ends_with_two_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
