@@ -140,12 +140,14 @@ def sample(
         n = min(CHUNK_USERS, users - first)
         drawn = draw_in(world, users=n, days=DAYS, start=START, key=key)
         made = histories(drawn, days=DAYS, config=world_config())
+        sound = pipeline_dwells(drawn, world_config(), made.calendar)
         have: dict[tuple[object, ...], Sums] = {}
         for variant in variants:
             calendar = variant.calendar(made.calendar)
             way = (variant.settings, calendar.habit)
             if way not in have:
-                dwells = pipeline_dwells(drawn, world_config(*variant.settings), calendar)
+                plain = way == ((), made.calendar.habit)
+                dwells = sound if plain else pipeline_dwells(drawn, world_config(*variant.settings), calendar)
                 have[way] = world_sums(made, dwells)
             before = sums.get(variant.name)
             sums[variant.name] = have[way] if before is None else before + have[way]
@@ -153,7 +155,7 @@ def sample(
             own = planted_sums(made, planted_dwells(drawn))
             planted = own if planted is None else planted + own
         parts, by_copy = planted_logits(made, days=DAYS)
-        seen = told_sums(made, pipeline_dwells(drawn, world_config(), made.calendar), parts)
+        seen = told_sums(made, sound, parts)
         told = seen if told is None else told + seen
         more = PlantedRows(
             made.rows.given, made.rows.fixed, made.rows.expected, parts, by_copy, world.copy_of

@@ -16,7 +16,6 @@ from dynamix.jobs.context import Run
 from dynamix.jobs.receipt import receipt
 from dynamix.jobs.report_data import ReportData
 from dynamix.models.registered import log_figures
-from dynamix.models.registry import Registry
 
 FOLDER = "figures"
 
@@ -57,7 +56,7 @@ def log_report_figures(run: Run, data: ReportData) -> list[str]:
     if not address:
         return []
     try:
-        log_figures(Registry(run.warehouse.private), address, folder)
+        log_figures(run.registry(), address, folder)
     except DynamixError as trouble:  # the page is written: a store that is down does not take it back
         return [f"figures are not logged to {address}: {trouble.message}"]
     return []

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dynamix.config import MaskConfig
+from dynamix.jobs.files import read_object, write_whole
 from dynamix.jobs.report_data import AtBudget
 from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.life import Restoration, keep_restored
@@ -25,6 +26,7 @@ def at_budgets(
 
     `own` are the verdicts under the configured budget; what a watch brought back (`restored`) stays under all of them.
     """
+    tokens = {cell: sums.tokens for cell, sums in statistics.by_cell(statistics.heads[0]).items()}
     found = []
     for factor in FACTORS:
         budget = config.ne_budget * factor
@@ -34,13 +36,11 @@ def at_budgets(
             if factor == 1.0
             else keep_restored(judge(statistics, changed, protection=protection), restored)
         )
-        found.append(_at(statistics, budget, verdicts, own=factor == 1.0))
+        found.append(_at(tokens, budget, verdicts, own=factor == 1.0))
     return found
 
 
-def _at(statistics: Statistics, budget: float, verdicts: Sequence[Verdict], *, own: bool) -> AtBudget:
-    sums = statistics.by_cell(statistics.heads[0])
-    tokens = {cell: one.tokens for cell, one in sums.items()}
+def _at(tokens: Mapping[Cell, float], budget: float, verdicts: Sequence[Verdict], *, own: bool) -> AtBudget:
     gone = sum(tokens.get((v.segment_id, v.stream), 0.0) for v in verdicts if v.verdict == "drop")
     total = sum(tokens.values())
     found = {(v.segment_id, v.stream): v.verdict for v in verdicts}
@@ -57,15 +57,13 @@ def store_budgets(folder: Path, mask_version: str, found: Sequence[AtBudget]) ->
             for one in found
         ],
     }  # fmt: skip
-    draft = folder / f"{FILE}.new"
-    draft.write_text(json.dumps(told), encoding="utf-8")
-    draft.replace(folder / FILE)
+    write_whole(folder / FILE, json.dumps(told))
 
 
 def load_budgets(folder: Path, mask_version: str) -> tuple[AtBudget, ...]:
     """Those of this mask version; empty where the run left none or its file is of another version or damaged."""
+    told = read_object(folder / FILE) or {}
     try:
-        told = json.loads((folder / FILE).read_text(encoding="utf-8"))
         if told["mask_version"] != mask_version:
             return ()
         return tuple(
@@ -75,5 +73,5 @@ def load_budgets(folder: Path, mask_version: str) -> tuple[AtBudget, ...]:
             )
             for one in told["budgets"]
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return ()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from dynamix.jobs.files import read_object
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Watch:
 def newest_drift(private: Path) -> Drift | None:
     """From the newest run that left `drift.json`; None where none did. Damaged files are passed over."""
     for path in sorted(private.glob("runs/*/drift.json"), reverse=True):
-        told = _read(path)
+        told = read_object(path)
         if told is not None:
             found = [_compared(one, "measure", "drifted") for one in told.get("findings", [])]
             return Drift(path.parent.name, _worst_first(found))
@@ -79,11 +80,3 @@ def _compared(one: Mapping[str, Any], what: str, beyond: str) -> Compared:
         str(one[what]).replace("_", " "), str(one["name"]), float(one["value"]), float(one["limit"]),
         bool(one[beyond]), str(one["sentence"]),
     )  # fmt: skip
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return told if isinstance(told, dict) else None

@@ -5,12 +5,13 @@ A number that was not measured is None and stays so until it is printed as "not 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from dynamix.jobs.files import read_object
 
 ONE_MASK_ARMS = ("one-mask", "one mask", "global", "one_mask")
 KEEP_ALL_ARMS = ("keep-all", "keep_all", "full")
@@ -205,10 +206,7 @@ def fits(evidence: Evidence, mask_version: str) -> bool:
 def newest_evidence(private: Path) -> tuple[Evidence, str] | None:
     """The evidence of the newest run that has any, with that run's id; damaged files are passed over."""
     for path in sorted(private.glob("runs/*/evidence.json"), reverse=True):
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(raw, Mapping):
+        raw = read_object(path)
+        if raw is not None:
             return parse_evidence(raw), path.parent.name
     return None

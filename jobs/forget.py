@@ -17,6 +17,7 @@ from dynamix.errors import EnvironmentTrouble, GuardError, InputError
 from dynamix.features.erasure import ROW_HASH, USER, Held, Users, held_in, without_users
 from dynamix.features.table_files import LOG, data_files, delta_folders, logged_files
 from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.files import write_whole
 from dynamix.jobs.forgotten import load_forgotten, store_forgotten
 from dynamix.jobs.recount import recounted_mark
 from dynamix.jobs.settings import refuse_no_table
@@ -234,9 +235,7 @@ def cut_stories(private: Path) -> list[Path]:
         text = page.read_text(encoding="utf-8")
         fresh = _STORY.sub(_STORY_GONE, text)
         if fresh != text:
-            draft = page.with_name(f"{page.name}.new")
-            draft.write_text(fresh, encoding="utf-8")
-            draft.replace(page)
+            write_whole(page, fresh)
             cut.append(page)
     return cut
 

@@ -19,6 +19,7 @@ from dynamix.features.drift import Finding, Profile, compare, profile, profile_r
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.drift import current_segments
 from dynamix.jobs.features import seen_events
+from dynamix.jobs.files import read_object
 from dynamix.jobs.monitor_rules import PARTS, Decision, MaskInUse, Moved, Observed, Scored, judge
 from dynamix.models.metrics import NeState
 
@@ -79,12 +80,8 @@ def _told(run: Run, observed: Observed, decision: Decision) -> dict[str, Any]:
 
 def past_answers(private: Path) -> list[dict[str, Any]]:
     """What earlier calls of `monitor` found in this warehouse, oldest run date first; damaged files are passed over."""
-    found = []
-    for path in private.glob(f"runs/*/{FILE}"):
-        try:
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            continue
+    read = (read_object(path) for path in private.glob(f"runs/*/{FILE}"))
+    found = [told for told in read if told is not None]
     return sorted(found, key=lambda told: (told["run_date"], told["run_id"]))
 
 
@@ -218,9 +215,8 @@ def trained_ne(private: Path, model_version: str) -> dict[tuple[str, int], float
     Empty where no evidence names the version; damaged files are passed over.
     """
     for path in sorted(private.glob("runs/*/evidence.json"), reverse=True):
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        told = read_object(path)
+        if told is None:
             continue
         if str(_inner(told, "model").get("version")) != model_version:
             continue

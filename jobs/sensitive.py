@@ -8,6 +8,7 @@ from dataclasses import replace
 from dynamix.config import Config
 from dynamix.jobs.drift_data import Compared
 from dynamix.jobs.report_data import Cell, ReportData
+from dynamix.jobs.story_data import Story
 
 
 def shown_names(config: Config, streams: Iterable[str]) -> dict[str, str]:
@@ -48,6 +49,15 @@ def hidden_names(data: ReportData, config: Config) -> ReportData:
         drift=data.drift and replace(data.drift, found=_hidden_checks(data.drift.found, shown)),
         watch=data.watch and replace(data.watch, checks=_hidden_checks(data.watch.checks, shown)),
     )
+
+
+def hidden_story(story: Story, shown: Mapping[str, str]) -> Story:
+    """The story with streams under the names of `shown`, in the segment's name, too."""
+    score = story.score
+    if score is not None:
+        score = replace(score, bars=tuple(replace(b, name=shown.get(b.name, b.name)) for b in score.bars))
+    events = tuple(replace(e, stream=shown.get(e.stream, e.stream)) for e in story.events)
+    return replace(story, events=events, score=score, segment_name=_hidden(story.segment_name, shown))
 
 
 def _hidden_checks(checks: Iterable[Compared], shown: Mapping[str, str]) -> tuple[Compared, ...]:

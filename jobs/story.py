@@ -24,12 +24,12 @@ from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.kinds import kinded_sessions
 from dynamix.jobs.opt_out import without_opted_out
 from dynamix.jobs.score import default_model
-from dynamix.jobs.sensitive import shown_names
-from dynamix.jobs.story_data import IMPRESSION, Bar, Past, Score, Story, lines, renamed
+from dynamix.jobs.sensitive import hidden_story, shown_names
+from dynamix.jobs.story_data import IMPRESSION, Bar, Past, Score, Story, lines
 from dynamix.jobs.user_lists import stored_names
 from dynamix.models.contest import KEEP_ALL
 from dynamix.models.dataset import rows_from_table
-from dynamix.models.registry import Registry, artefact_folder
+from dynamix.models.registry import artefact_folder
 from dynamix.models.service import RankerService
 from dynamix.models.serving import Cell, cell_quotas
 from dynamix.models.waterfall import Waterfall, waterfall
@@ -135,7 +135,7 @@ def tell(run: Run, impression: str, mask_version: str, *, rule: str, label: str 
         events=_past(events, names, cells, int(plain["segment_id"]), str(plain["tier"])),
         score=score, untold=untold,
     )  # fmt: skip
-    return renamed(story, shown_names(run.config, scales))
+    return hidden_story(story, shown_names(run.config, scales))
 
 
 def _stored(run: Run, *, versions: tuple[str, ...] = (KEEP_ALL,)) -> DataFrame:
@@ -196,7 +196,7 @@ def _score(
     run: Run, table: Any, head: str, cells: tuple[Cell, ...], names: dict[int, str]
 ) -> tuple[Score | None, str]:
     """The waterfall of the served model, or None and why there is none."""
-    registry = Registry(run.warehouse.private)
+    registry = run.registry()
     try:
         address, _ = default_model(registry)
         folder, version = artefact_folder(registry, address)

@@ -5,8 +5,7 @@ It needs no Spark and holds no id: streams, ages and numbers only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dynamix.features.quotas import CUT, KEPT, OUTSIDE, REMOVED
 
@@ -135,17 +134,6 @@ def shortened(score: Score, *, most: int = MOST_BARS) -> tuple[Bar, ...]:
             bars.append(Bar(bar.name, at, at + bar.adds))
             at += bar.adds
     return (*bars, Bar(f"{len(streams) - len(largest)} {OTHERS}", at, score.score))
-
-
-def renamed(story: Story, shown: Mapping[str, str]) -> Story:
-    """The story with streams under the names of `shown`, in the segment's name, too (longer names first)."""
-    score, segment = story.score, story.segment_name
-    for stream in sorted(shown, key=len, reverse=True):
-        segment = segment.replace(stream, shown[stream])
-    if score is not None:
-        score = replace(score, bars=tuple(replace(b, name=shown.get(b.name, b.name)) for b in score.bars))
-    events = tuple(replace(e, stream=shown.get(e.stream, e.stream)) for e in story.events)
-    return replace(story, events=events, score=score, segment_name=segment)
 
 
 def summary(story: Story) -> str:

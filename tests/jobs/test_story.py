@@ -12,6 +12,7 @@ from dynamix.features.quotas import CUT, KEPT, OUTSIDE, REMOVED
 from dynamix.jobs import figures, story_charts
 from dynamix.jobs.artefacts import figure_files
 from dynamix.jobs.report_data import ReportData
+from dynamix.jobs.sensitive import hidden_story
 from dynamix.jobs.story_data import (
     IMPRESSION,
     Bar,
@@ -20,7 +21,6 @@ from dynamix.jobs.story_data import (
     Story,
     by_stream,
     lines,
-    renamed,
     shortened,
     summary,
 )
@@ -71,7 +71,7 @@ def test_small_bars_are_summed_up_and_nothing_is_lost(most: int) -> None:
 
 def test_sensitive_streams_go_under_their_numbers_everywhere() -> None:
     story = replace(STORY, score=SCORE, segment_name="feed/view 3.0x")
-    hidden = renamed(story, {"feed/view": "sensitive stream 1"})
+    hidden = hidden_story(story, {"feed/view": "sensitive stream 1"})
     assert "feed/view" not in repr(hidden) and repr(hidden).count("sensitive stream 1") == 5
     lane = {e.lane for e in hidden.events}
     assert lane == {"sensitive stream 1", "feed", "shop"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import threading
 from pathlib import Path
@@ -47,3 +48,15 @@ def test_of_blocks_that_overlap_in_threads_the_last_one_puts_it_back(monkeypatch
         first_closed.wait(10)
     thread.join()
     assert STATED not in os.environ
+
+
+def test_every_verb_takes_the_registry_of_its_run() -> None:
+    """One that makes its own would pass over the store that the user has stated."""
+    jobs = Path(__file__).resolve().parents[2] / "jobs"
+    calls = {
+        path.name
+        for path in jobs.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Registry"
+    }
+    assert calls == {"context.py"}
