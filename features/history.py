@@ -21,6 +21,7 @@ from dynamix.features.timeline import (
     ImpressionBlock,
     Ints,
     blocks,
+    each_parcel,
     user_timeline,
     whole_users,
 )
@@ -251,7 +252,7 @@ def _slices(cost: Ints, budget: int) -> Iterator[slice]:
 
 def map_histories(
     events: DataFrame, impressions: DataFrame, *, history: HistoryConfig, kernel: Kernel, schema: str,
-    run_date_us: int | None = None, lengths: Mapping[int, int] | None = None,
+    run_date_us: int | None = None, lengths: Mapping[int, int] | None = None, parcels: int = 0,
 ) -> DataFrame:  # fmt: skip
     """Rows that `kernel` makes of each block of whole users with their kept histories.
 
@@ -260,7 +261,9 @@ def map_histories(
     nothing, impressions without an event an empty history. `run_date_us` (µs since 1970 UTC) replaces t_i
     as the instant by which an event must be known where `history.as_known_at` is `run_date`; without it
     every given event counts as known. `lengths` (stream id -> newest events kept) replaces `history.per_stream`
-    where a stream declares its own. The kernel's table is cast to `schema` (a DDL string).
+    where a stream declares its own. With `parcels` users are dealt into that many by their hash and each parcel is one
+    block, so that what the kernel adds up within a block does not depend on cores and partitions. The kernel's table is
+    cast to `schema` (a DDL string).
     """
     arrow_schema = to_arrow_schema(cast(StructType, StructType.fromDDL(schema)), timezone="UTC")
     embargo_us = round(history.embargo_s * 1e6)
@@ -270,7 +273,7 @@ def map_histories(
     per_stream, total = history.per_stream, history.total
 
     def work(batches: Iterator[Any]) -> Iterator[Any]:
-        for table in whole_users(batches):
+        for table in each_parcel(batches) if parcels else whole_users(batches):
             block, seen = blocks(table)
             if not len(seen.ts_us):
                 continue
@@ -281,4 +284,4 @@ def map_histories(
             result = kernel(block, seen, offsets, index)
             yield from result.select(arrow_schema.names).cast(arrow_schema).to_batches(max_chunksize=20_000)
 
-    return user_timeline(events, impressions).mapInArrow(work, schema)
+    return user_timeline(events, impressions, parcels=parcels).mapInArrow(work, schema)

@@ -48,6 +48,8 @@ TOGETHER = -5
 """In place of a window: `GramSums` of all days over all streams, with stream id ALL_STREAMS."""
 ALL_STREAMS = -1
 MAX_POSITION = 50
+PARCEL_ROWS = 100_000
+"""Events and impressions that a block of users has on average."""
 KEYS = ("segment_id", "stream_id", "label", "half", "window")
 SCHEMA = "segment_id int, stream_id int, label string, half int, window int, sums array<double>"
 
@@ -146,7 +148,7 @@ def cell_sums(
     events: DataFrame, impressions: DataFrame, *, history: HistoryConfig, heads: Sequence[str], n_streams: int,
     given: Prediction, thirds_us: tuple[int, int], run_date_us: int | None = None,
     lengths: Mapping[int, int] | None = None, untimed: Sequence[int] = (), others: Sequence[str] = (),
-    together: bool = True,
+    together: bool = True, parcels: int = 1,
 ) -> DataFrame:  # fmt: skip
     """Sums of every segment × stream × head × half × window (SCHEMA), one row each.
 
@@ -154,7 +156,8 @@ def cell_sums(
     `thirds_us` are the two inner borders of the windows, µs since 1970 UTC. Users without events count. `lengths`
     as in `map_histories`; the recency channel of the streams in `untimed` is 0, as their events carry no recency.
     `others` are further labels (columns label_<name>) of which only the sums of all days are made; `together` adds
-    those over all streams at once.
+    those over all streams at once. `parcels` as in `map_histories`: the sums are the same bit by bit for the same
+    number of them, whatever the cores and partitions; `parcels_of` says how many are of a good size.
     """
     asked = impressions.select(
         "user_id", "event_ts", "event_id", "request_id", "item_id", "surface", "position", "segment_id", "half",
@@ -178,12 +181,18 @@ def cell_sums(
         schema=f"block string, {SCHEMA}",
         run_date_us=run_date_us,
         lengths=lengths,
+        parcels=parcels,
     )
     return parts.groupBy("segment_id", "stream_id").applyInArrow(_add_up, SCHEMA)
 
 
+def parcels_of(n_rows: int) -> int:
+    """Blocks in which a scan over so many events and impressions is added up."""
+    return 1 + n_rows // PARCEL_ROWS
+
+
 def _add_up(table: Any) -> Any:
-    """Rows of equal keys summed in the order of their blocks, so that the last bit does not depend on a race."""
+    """Rows of equal keys summed in the order of their blocks, so that the last bit depends on neither race nor partition."""
     table = table.sort_by([("block", "ascending")])
     keys = zip(*[table.column(name).to_pylist() for name in KEYS], strict=True)
     flat = table.column("sums").combine_chunks()

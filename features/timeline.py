@@ -79,8 +79,11 @@ _SEEN_FIELDS = {"after_us": "bigint", "until_us": "bigint", "told_us": "bigint"}
 _IMPRESSION_FIELDS = ("event_ts", "request_id", "item_id", "category")
 
 
-def user_timeline(events: DataFrame, impressions: DataFrame) -> DataFrame:
-    """Events (`impression` NULL) and impressions of a user together, in the total order of events."""
+def user_timeline(events: DataFrame, impressions: DataFrame, *, parcels: int = 0) -> DataFrame:
+    """Events (`impression` NULL) and impressions of a user together, in the total order of events.
+
+    With `parcels` a further column `parcel` 0..parcels−1, a hash of the user alone; rows of a parcel stand together.
+    """
 
     def field(frame: DataFrame, name: str, sql_type: str) -> Column:
         have = F.col(f"`{name}`") if name in frame.columns else F.lit(None)
@@ -103,12 +106,11 @@ def user_timeline(events: DataFrame, impressions: DataFrame) -> DataFrame:
             for name, kind in (fields | order).items()
         ],
     )
-    return (
-        past.unionByName(asked)
-        .repartition("user_id")
-        .sortWithinPartitions("user_id", *EVENT_ORDER)
-        .select("user_id", "impression", *fields)
-    )
+    whole, by = past.unionByName(asked), ["user_id"]
+    if parcels:
+        whole = whole.withColumn("parcel", F.pmod(F.xxhash64(F.lit("parcel"), "user_id"), F.lit(parcels)))
+        by = ["parcel", "user_id"]
+    return whole.repartition(by[0]).sortWithinPartitions(*by, *EVENT_ORDER).select(*by, "impression", *fields)
 
 
 def whole_users(batches: Iterator[Any], *, by: str = "user_id", target: int = ROW_TARGET) -> Iterator[Any]:
@@ -129,6 +131,15 @@ def whole_users(batches: Iterator[Any], *, by: str = "user_id", target: int = RO
         limit = max(target, 2 * rows)  # a user longer than that is joined once per doubling, not per batch
     if rows:
         yield pa.Table.from_batches(held)
+
+
+def each_parcel(batches: Iterator[Any]) -> Iterator[Any]:
+    """Regroup batches sorted by column `parcel` into one table a parcel, however Spark cut and joined partitions."""
+    for table in whole_users(batches, by="parcel"):
+        column = table.column("parcel").to_numpy()
+        borders = np.flatnonzero(column[1:] != column[:-1]) + 1
+        for start, stop in zip([0, *borders], [*borders, len(column)], strict=True):
+            yield table.slice(start, stop - start)
 
 
 def _last_start(column: Any) -> int:

@@ -25,7 +25,14 @@ from dynamix.features.conversions import (
     with_settings,
 )
 from dynamix.features.gram import MAX_STREAMS
-from dynamix.features.relevance import Prediction, cell_sums, rate_table, statistics_rows, thirds
+from dynamix.features.relevance import (
+    Prediction,
+    cell_sums,
+    parcels_of,
+    rate_table,
+    statistics_rows,
+    thirds,
+)
 from dynamix.features.sql_text import equals, one_of
 from dynamix.features.streams import event_columns, hidden_attributes, stream_lengths
 from dynamix.features.training import with_segments
@@ -199,6 +206,7 @@ def measure(
         history, rows, history=config.history, heads=detailed, n_streams=1 + max(listed),
         given=prediction, thirds_us=thirds(calendar), run_date_us=since_1970(midnight(run.run_date)),
         lengths=stream_lengths(ids, config), untimed=untimed, others=plain, together=together,
+        parcels=parcels_of(events.count() + result.counters["rows_read"]),
     ).collect()  # fmt: skip
     statistics = unpacked(table, listed, heads=heads, settings=scan.settings)
     end = (calendar.statistics.end - timedelta(microseconds=1)).date() + timedelta(days=1)

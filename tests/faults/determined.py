@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as `pythonpath` of the tests
@@ -15,7 +16,6 @@ if __name__ == "__main__":
 import torch
 from cycles import SMALL, open_world
 from pyspark.sql import SparkSession
-from pyspark.sql import functions as F
 
 from dynamix.contracts import TABLES
 from dynamix.features.tables import Warehouse, content_hash
@@ -25,8 +25,6 @@ from dynamix.models.service import STATE
 
 SETTINGS = (*SMALL, "segmentation.k_max=2", "mask.ne_budget=0.45")
 NOT_COMPARED = ("run_log",)
-SIX_DIGITS = ("cell_stats", "masks", "mask_audit")
-"""Their sums are made by blocks of users, which follow the partitions: last bits differ (docs/architecture.md)."""
 
 
 def walk(spark: SparkSession, world: Path, place: Path, *, steps: Sequence[str], partitions: int) -> None:
@@ -37,22 +35,21 @@ def walk(spark: SparkSession, world: Path, place: Path, *, steps: Sequence[str],
         "spark.sql.adaptive.coalescePartitions.enabled", "false"
     )  # else few rows are one partition again
     run = open_world(spark, world, place, *SETTINGS)
-    for step in steps:
-        execute(run, step, skip=False, source=str(world) if step == "ingest" else None)
+    with patch(
+        "dynamix.features.relevance.PARCEL_ROWS", 5_000
+    ):  # several parcels, and several of them a task
+        for step in steps:
+            execute(run, step, skip=False, source=str(world) if step == "ingest" else None)
 
 
 def contents(spark: SparkSession, place: Path) -> dict[str, str]:
-    """Content hash of every table, SIX_DIGITS of doubles in some, and the hash of the weights of a trained ranker."""
+    """Content hash of every table, and the hash of the weights of a trained ranker."""
     warehouse = Warehouse(place)
     found = {}
     for name, table in TABLES.items():
         if name in NOT_COMPARED or not warehouse.commits(name):
             continue
-        frame = warehouse.read(spark, name)
-        if name in SIX_DIGITS:
-            doubles = [column for column, kind in frame.dtypes if kind == "double"]
-            frame = frame.withColumns({c: F.format_string("%.5e", F.col(c)) for c in doubles})
-        found[name] = content_hash(frame, table)
+        found[name] = content_hash(warehouse.read(spark, name), table)
     if warehouse.commits("training_rows"):
         folder, _ = artefact_folder(Registry(warehouse.private), f"models:/{RANKER}@{CHALLENGER}")
         found["weights"] = weights_hash(folder)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dynamix.config import HistoryConfig
 from dynamix.features import history as module
 from dynamix.features.history import EventBlock, ImpressionBlock, kept_history, map_histories
-from dynamix.features.timeline import whole_users
+from dynamix.features.timeline import each_parcel, whole_users
 
 Event = tuple[int, int, int, int, int]  # user, ts, ingest, request, stream
 Asked = tuple[int, int, int]  # user, ts, request
@@ -163,6 +163,45 @@ def test_tables_of_whole_users_split_no_user_and_lose_no_row(
     assert [row for table in tables for row in table["row"].to_pylist()] == list(range(len(users)))
     homes = [set(table["user_id"].to_pylist()) for table in tables]
     assert sum(len(home) for home in homes) == len(set(users))
+
+
+@given(st.lists(st.integers(1, 9), max_size=12), st.integers(1, 7))
+def test_every_parcel_is_one_table_with_all_of_its_rows(sizes: list[int], batch: int) -> None:
+    parcels = [i for i, size in enumerate(sizes) for _ in range(size)]
+    whole = pa.table({"parcel": pa.array(parcels, pa.int64()), "row": list(range(len(parcels)))})
+    tables = list(each_parcel(iter(whole.to_batches(max_chunksize=batch))))
+    assert [row for table in tables for row in table["row"].to_pylist()] == list(range(len(parcels)))
+    assert [set(table["parcel"].to_pylist()) for table in tables] == [{i} for i in range(len(sizes))]
+
+
+def users_of_block(events: EventBlock, asked: ImpressionBlock, offsets: Any, index: Any) -> Any:
+    return pa.table({"users": [asked.frame["user_id"].to_pylist()]})
+
+
+@pytest.mark.spark
+def test_blocks_are_the_same_whatever_the_partitions(spark: Any) -> None:
+    asked = spark.range(60).selectExpr(
+        "concat('u', id % 20) user_id", "timestamp_seconds(id) event_ts", "string(id) event_id",
+        "string(null) request_id", "string(null) item_id",
+    )  # fmt: skip
+    events = asked.limit(0).selectExpr(
+        "*", "event_ts ingest_ts", "bigint(0) event_seq", "string(null) category", "smallint(0) stream_id",
+        "double(0) z", "tinyint(0) dwell_bin", "false censored",
+    )  # fmt: skip
+    found, before = [], spark.conf.get("spark.sql.shuffle.partitions")
+    try:
+        for partitions in (1, 3, 7):
+            spark.conf.set("spark.sql.shuffle.partitions", partitions)
+            rows = map_histories(
+                events, asked, history=HistoryConfig(embargo=0), kernel=users_of_block,
+                schema="users array<string>", parcels=4,
+            ).collect()  # fmt: skip
+            found.append(sorted(row["users"] for row in rows))
+    finally:
+        spark.conf.set("spark.sql.shuffle.partitions", before)
+    assert len(found[0]) == 4
+    assert sorted(user for block in found[0] for user in block) == sorted(f"u{i % 20}" for i in range(60))
+    assert found[1:] == found[:1] * 2
 
 
 def block_sizes(events: EventBlock, asked: ImpressionBlock, offsets: Any, index: Any) -> Any:
