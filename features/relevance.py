@@ -192,7 +192,7 @@ def parcels_of(n_rows: int) -> int:
 
 
 def _add_up(table: Any) -> Any:
-    """Rows of equal keys summed in the order of their blocks, so that the last bit depends on neither race nor partition."""
+    """Rows of equal keys summed in the order of their blocks, so that the last bit follows neither race nor partition."""
     table = table.sort_by([("block", "ascending")])
     keys = zip(*[table.column(name).to_pylist() for name in KEYS], strict=True)
     flat = table.column("sums").combine_chunks()

@@ -1,8 +1,9 @@
 """Entry script of the crash tests: `dynamix` in processes of its own that are killed with SIGKILL at a commit.
 
 Serves on standard input, one JSON object a line: {"argv": [...], "moment": "during", "point": "mask/masks",
-"log": FILE, "scratch": FOLDER}. Each is a fork of this process, which has imported everything and has no Spark yet;
-the fork starts its own Java and takes it along when it dies. Answers with the exit status of the fork, -9 if killed.
+"log": FILE, "scratch": FOLDER, "turned_down": false}. Each is a fork of this process, which has imported everything
+and has no Spark yet; the fork starts its own Java and takes it along when it dies. Answers with the exit status of the
+fork, -9 if killed.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as `pythonpath` of the tests
 
 from faults.points import watched
+from faults.two_days import turned_down
 
 from dynamix.jobs.cli import main
 from dynamix.models import evidence
@@ -46,7 +49,7 @@ def _die_at(case: Mapping[str, Any]) -> None:
         if (moment, point) == (case["moment"], case["point"]):
             os.killpg(0, signal.SIGKILL)
 
-    with watched(hook):
+    with watched(hook), turned_down() if case["turned_down"] else nullcontext():
         code = main(case["argv"])
     sys.stdout.flush()
     os._exit(code)  # Java ends with its standard input

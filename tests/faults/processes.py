@@ -87,12 +87,22 @@ def served(script: str, *arguments: str) -> Iterator[Served]:
 
 
 def killed_run(
-    server: Served, argv: Sequence[str], *, moment: str, point: str, folder: Path
+    server: Served, argv: Sequence[str], *, moment: str, point: str, folder: Path, turned_down: bool = False
 ) -> tuple[int, str]:
-    """Exit status of `dynamix ARGV` in a process killed at the point (-9 if it got there), and what it printed."""
+    """Exit status of `dynamix ARGV` in a process killed at the point (-9 if it got there), and what it printed.
+
+    With `turned_down` the gate of that process retires whatever mask it is asked about.
+    """
     scratch, log = folder / "scratch", folder / "log"
     scratch.mkdir(parents=True, exist_ok=True)
-    status = server.ask(argv=list(argv), moment=moment, point=point, log=str(log), scratch=str(scratch))
+    status = server.ask(
+        argv=list(argv),
+        moment=moment,
+        point=point,
+        log=str(log),
+        scratch=str(scratch),
+        turned_down=turned_down,
+    )
     shutil.rmtree(scratch, ignore_errors=True)
     return int(status), log.read_text(encoding="utf-8", errors="replace")
 

@@ -2,7 +2,8 @@
 
 The second day of a small world is run on the warehouse of the first. Each case starts from the warehouse before the
 step, kills a real process at one point, and runs again: every table must hold what an undisturbed run leaves. The
-first day adds the creation of each table. Points are counted in undisturbed runs: one without a case is a failure.
+first day adds the creation of each table; a third cycle, the second day under a gate that retires the new mask, what a
+training commits from that status on. Points are counted in undisturbed runs: one without a case is a failure.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from cycles import open_world
 from faults.points import AFTER, BEFORE, DURING
 from faults.processes import Served, copy_warehouse, killed_run, served
-from faults.two_days import SETTINGS, Cycle, calm_cycle, contents, deliveries, run_command
+from faults.two_days import SETTINGS, Cycle, calm_cycle, contents, deliveries, run_command, turned_down
 from pyspark.sql import SparkSession
 from stand_ins import failing_store, out_of_order
 
@@ -68,16 +70,21 @@ def _first_day() -> list[tuple[str, str]]:
     return cases
 
 
-SECOND, FIRST = _second_day(), _first_day()
+def _turned_down() -> list[tuple[str, str]]:
+    commits = COMMITS["train"][COMMITS["train"].index("masks#2") :]
+    return [*((f"train/{what}", DURING) for what in (*commits, "run_log")), ("train/run_log", AFTER)]
+
+
+SECOND, FIRST, TURNED_DOWN = _second_day(), _first_day(), _turned_down()
 TO_THE_END = {f"{step}/{commits[-1]}" for step, commits in COMMITS.items()}
 """Killed during these, the next run goes on to the end of the cycle; elsewhere to the end of the step."""
 
 
 @pytest.fixture(scope="module")
 def days(
-    few_positives: None, as_configured: None, spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
+    few_positives: None, spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, Cycle]:
-    """Under the settings of the processes that are killed: the last digits of `cell_stats` follow the partitions."""
+    """Plans are others here than in the processes that are killed; what the tables hold is not."""
     folder = tmp_path_factory.mktemp("days")
     first, second = deliveries(folder)
     one = calm_cycle(spark, first, folder / "none", folder / "1")
@@ -85,7 +92,9 @@ def days(
     champion = find(Registry(end / "_dynamix"), RANKER, "champion")
     if champion is None:  # by hand, so that the second day has one to hold against
         move_alias(Registry(end / "_dynamix"), RANKER, "champion", "1", expected=None)
-    return {1: one, 2: calm_cycle(spark, second, end, folder / "2")}
+    two = calm_cycle(spark, second, end, folder / "2")
+    with turned_down():
+        return {1: one, 2: two, 3: calm_cycle(spark, second, two.bases["train"], folder / "3", begin="train")}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -109,6 +118,11 @@ def test_every_commit_of_an_undisturbed_run_has_a_case(days: dict[int, Cycle]) -
     created = {point for point in counted[1] if "/create " in point}
     assert created == {point for point, _ in FIRST}
     assert counted[1] - created <= counted[2]
+    trained = [point for point in days[3].points if point.startswith("train/")]
+    asked = [point for point, moment in TURNED_DOWN if moment == DURING]
+    assert trained[trained.index(asked[0]) :] == asked
+    assert "retired" in days[3].contents["train"]["masks.status"]
+    assert days[3].contents["train"]["masks.status"] != days[2].contents["train"]["masks.status"]
     steps = {point.partition("/")[0] for point in counted[2]}
     assert steps == set(STEPS)
     for step in steps:
@@ -116,7 +130,8 @@ def test_every_commit_of_an_undisturbed_run_has_a_case(days: dict[int, Cycle]) -
 
 
 @pytest.mark.parametrize(
-    ("day", "point", "moment"), [*((2, *case) for case in SECOND), *((1, *case) for case in FIRST)]
+    ("day", "point", "moment"),
+    [(day, *case) for day, cases in ((2, SECOND), (1, FIRST), (3, TURNED_DOWN)) for case in cases],
 )
 def test_a_run_killed_there_and_run_again_leaves_what_an_undisturbed_one_leaves(
     spark: SparkSession, days: dict[int, Cycle], server: Served, tmp_path: Path,
@@ -126,13 +141,15 @@ def test_a_run_killed_there_and_run_again_leaves_what_an_undisturbed_one_leaves(
     cycle, (step, _, what) = days[day], point.partition("/")
     base, place = cycle.bases[step], tmp_path / "W"
     copy_warehouse(base, place)
+    command, refused = run_command(cycle.world, place), day == 3
     status, said = killed_run(
-        server, run_command(cycle.world, place), moment=moment, point=point, folder=tmp_path
+        server, command, moment=moment, point=point, folder=tmp_path, turned_down=refused
     )
     assert status == -9, said[-3000:]
     _only_what_was_committed_is_there(base, place, what=what, moment=moment)
     assert _bad_aliases(place) == []
-    skipped = _run_again(spark, cycle, place, step, whole=moment == DURING and point in TO_THE_END)
+    with turned_down() if refused else nullcontext():
+        skipped = _run_again(spark, cycle, place, step, whole=moment == DURING and point in TO_THE_END)
     assert (step in skipped) == (what == "run_log" and moment == AFTER)
     last = "score" if moment == DURING and point in TO_THE_END else step
     found = contents(spark, place, known=cycle.contents[last], base=cycle.after(last))

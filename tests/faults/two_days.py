@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,7 +47,8 @@ class Cycle:
 def deliveries(folder: Path) -> tuple[Path, Path]:
     """(world as of the last day but one, the same with the last day): its rows come in a file of their own.
 
-    Of both a row without a user goes to quarantine.
+    Of both a row without a user goes to quarantine, and one of two payloads under one id; the second delivery also brings
+    another payload for an event of the first.
     """
     whole, first, second = folder / "whole", folder / "first", folder / "second"
     simulate(whole, preset="S0", users=USERS, days=DAYS, seed=3)
@@ -57,20 +60,34 @@ def deliveries(folder: Path) -> tuple[Path, Path]:
     (first / "events").mkdir(parents=True)
     shutil.copy2(whole / "dynamix.yaml", first)
     early = pc.less(seen, border)
-    pq.write_table(_with_a_refused_row(events.filter(early)), first / "events" / "1.parquet")
+    old = events.filter(early).sort_by([("event_ts", "ascending"), ("event_id", "ascending")])
+    new = events.filter(pc.invert(early))
+    pq.write_table(_with(old, _refused(old)), first / "events" / "1.parquet")
     shutil.copytree(first, second)
-    pq.write_table(_with_a_refused_row(events.filter(pc.invert(early))), second / "events" / "2.parquet")
+    told_again = {**_payload(old.slice(old.num_rows - 1)), "ingest_ts": border + timedelta(hours=1)}
+    pq.write_table(_with(new, [*_refused(new), told_again]), second / "events" / "2.parquet")
     return first, second
 
 
-def _with_a_refused_row(events: pa.Table) -> pa.Table:
+def _refused(events: pa.Table) -> list[dict[str, object]]:
+    """A row without a user, and another payload under the id of the second row."""
     row = events.slice(0, 1).to_pylist()[0]
-    refused = {**row, "event_id": f"{row['event_id']}-nobody", "user_id": ""}
-    return pa.concat_tables([events, pa.Table.from_pylist([refused], schema=events.schema)])
+    return [{**row, "event_id": f"{row['event_id']}-nobody", "user_id": ""}, _payload(events.slice(1, 1))]
 
 
-def calm_cycle(spark: SparkSession, world: Path, base: Path, folder: Path) -> Cycle:
-    """Run the whole cycle on a copy of `base` and keep what a crash is measured against."""
+def _payload(row: pa.Table) -> dict[str, object]:
+    """Another payload under the id of this row."""
+    return {**row.to_pylist()[0], "item_id": "of-another-payload"}
+
+
+def _with(events: pa.Table, rows: list[dict[str, object]]) -> pa.Table:
+    return pa.concat_tables([events, pa.Table.from_pylist(rows, schema=events.schema)])
+
+
+def calm_cycle(
+    spark: SparkSession, world: Path, base: Path, folder: Path, *, begin: str = next(iter(STEPS))
+) -> Cycle:
+    """Run the cycle from step `begin` on, on a copy of `base`, and keep what a crash is measured against."""
     cycle = Cycle(world)
     steps = list(STEPS)
     place = folder / "calm"
@@ -78,7 +95,7 @@ def calm_cycle(spark: SparkSession, world: Path, base: Path, folder: Path) -> Cy
         copy_warehouse(base, place)
     else:
         place.mkdir(parents=True)
-    keep(cycle, place, steps[0], folder)
+    keep(cycle, place, begin, folder)
 
     def hook(moment: str, point: str) -> None:
         if moment == DURING and point not in cycle.points:
@@ -91,6 +108,13 @@ def calm_cycle(spark: SparkSession, world: Path, base: Path, folder: Path) -> Cy
     with watched(hook):
         run_all(open_world(spark, world, place, *SETTINGS), events=str(world))
     return cycle
+
+
+@contextlib.contextmanager
+def turned_down() -> Iterator[None]:
+    """Whatever mask is asked about, its gate retires it."""
+    with patch("dynamix.jobs.train.mask_status", lambda *_: "retired"):
+        yield
 
 
 def keep(cycle: Cycle, place: Path, step: str, folder: Path) -> None:
