@@ -37,12 +37,12 @@ COMMITS = {
     "segment": ("segments", "segment_registry", f"alias {SEGMENTER}@challenger"),
     "mask": ("cell_stats", "masks", "mask_audit", "mask_audit#2"),
     "train": (
-        "masks", "training_rows", "training_rows#2", "masks#2", f"alias {RANKER}@challenger", f"alias {RANKER}@champion",
+        "training_rows", "training_rows#2", "masks", "masks#2", f"alias {RANKER}@challenger", f"alias {RANKER}@champion",
     ),
     "score": ("scores",),
 }  # fmt: skip
 """What each step commits, in order, before its row of the run log. The mask of the day before is watched
-(`mask_audit#2`), found harmful and retired (`masks`), and the new one published (`masks#2`)."""
+(`mask_audit#2`), and retired (`masks`) for the new one, which is published (`masks#2`)."""
 CREATED = {
     step: tuple(dict.fromkeys(w.partition("#")[0] for w in what if not w.startswith("alias")))
     for step, what in COMMITS.items()
@@ -71,7 +71,7 @@ def _first_day() -> list[tuple[str, str]]:
 
 
 def _turned_down() -> list[tuple[str, str]]:
-    commits = COMMITS["train"][COMMITS["train"].index("masks#2") :]
+    commits = ["masks", *(what for what in COMMITS["train"] if what.startswith("alias"))]
     return [*((f"train/{what}", DURING) for what in (*commits, "run_log")), ("train/run_log", AFTER)]
 
 
