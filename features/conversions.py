@@ -122,6 +122,11 @@ def impression_rows(events: DataFrame, config: Config) -> DataFrame:
     return events.where(F.col("event_type").isin(*config.impression_types))
 
 
+def impressions_to_predict(events: DataFrame, config: Config) -> DataFrame:
+    """Impressions that `prediction_rows` leaves in, without their labels; every column of the event row."""
+    return _predicted(impression_rows(events, config), config)
+
+
 def attribution_counts(events: DataFrame, config: Config) -> DataFrame:
     """One row of counters over all conversions: what became of each (docs/faults.md 18).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from dynamix.features.streams import hidden_attributes, stream_lengths
 from dynamix.features.timeline import Ints
 
 _COLD_TIER = "passive"
+_OF_THE_FUTURE = ("part", "label_click", "label_conversion", "label_mature_ts")
 
 
 def holdout_users() -> Column:
@@ -67,6 +68,33 @@ def training_rows(
         schema=TRAINING_ROWS.ddl(),
         lengths=stream_lengths(ids, config),
     )
+
+
+def rows_to_score(
+    events: DataFrame, impressions: DataFrame, segments: DataFrame, *,
+    config: Config, streams: DataFrame, then: Callable[[Any], Any], schema: str, parcels: int = 1,
+) -> DataFrame:  # fmt: skip
+    """What `then` makes of impressions of any age with their whole kept histories, in rows of `schema` (a DDL string).
+
+    `impressions` are event rows, the other arguments as in `training_rows`. `then` takes a pyarrow.Table in the columns
+    of `training_rows` under keep-all, with NULL for part and labels, and returns one; blocks, and so what is computed
+    from a block at once, are the same for the same number of `parcels` (`map_histories`).
+    """
+    ids = {str(r["stream"]): int(r["stream_id"]) for r in streams.select("stream", "stream_id").collect()}
+    rows = with_segments(impressions, segments)
+    rows = rows.withColumn("mask_version", F.lit("keep-all")).withColumn("holdout", holdout_users())
+    unknown = [c.name for c in TRAINING_ROWS.columns if c.name in _OF_THE_FUTURE]
+    rows = rows.withColumns({name: F.lit(None) for name in unknown})
+    untimed = [i for i, names in hidden_attributes(ids, config).items() if "recency" in names]
+    made = _training_kernel(None, untimed)
+
+    def kernel(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Any:
+        return then(made(events, asked, offsets, index))
+
+    return map_histories(
+        events, rows.select(*_plain_columns()), history=config.history, kernel=kernel, schema=schema,
+        lengths=stream_lengths(ids, config), parcels=parcels,
+    )  # fmt: skip
 
 
 def with_part(impressions: DataFrame, calendar: Calendar) -> DataFrame:

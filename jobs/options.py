@@ -96,6 +96,10 @@ def build_parser() -> argparse.ArgumentParser:
     score = verb("score", "score impressions with the registered ranker")
     _warehouse(score)
     score.add_argument("--model", help="e.g. models:/dynamix-ranker@champion")
+    score.add_argument("--impressions", metavar="SRC", help="score the impressions of this path or table")
+    of_days = "of a range of days of the events whose impressions are scored, YYYY-MM-DD"
+    score.add_argument("--from", dest="since", type=_day, metavar="D", help=f"first day {of_days}")
+    score.add_argument("--to", dest="until", type=_day, metavar="D", help="the day after its last one")
     bundle = verb(
         "bundle", "the mask of a registered ranker as one JSON, for servers without Spark and torch"
     )

@@ -121,6 +121,7 @@ def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:
         "warm_start",
         "since",
         "until",
+        "impressions",
     ):
         value = getattr(arguments, name, None)
         if value:

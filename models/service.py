@@ -97,10 +97,19 @@ def write_artefacts(folder: Path, ranker: Ranker, preparation: Preparation, *, e
     return folder
 
 
+def artefact_names(folder: Path) -> list[str]:
+    """The files of an artefact folder that `RankerService.load` reads."""
+    return [STATE, CONFIG, *_preparation_names(folder)]
+
+
+def _preparation_names(folder: Path) -> list[str]:
+    names = ["rule.json", "streams.json", "masks.json", "segmenter.json", "habits.json"]
+    return names + [name for name in (CARRIED, DWELL) if (folder / name).is_file()]  # older models lack them
+
+
 def load_preparation(folder: Path) -> Preparation:
     """What turns a raw request into the model's input, from the files that `write_artefacts` made."""
-    names = ["rule.json", "streams.json", "masks.json", "segmenter.json", "habits.json"]
-    names += [name for name in (CARRIED, DWELL) if (folder / name).is_file()]  # older models lack them
+    names = _preparation_names(folder)
     return Preparation.from_json({name: (folder / name).read_text(encoding="utf-8") for name in names})
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow.dataset as pads
 import pytest
 from cycles import SMALL, finished_cycle, leave_cycle, open_world
 from faults.points import AFTER, watched
@@ -225,6 +227,55 @@ def test_a_second_run_changes_no_table_and_names_what_it_skips(
     log = run.warehouse.read(spark, "run_log").where(F.col("run_id") == again.run_id)
     assert sorted((r["step"], r["status"]) for r in log.collect()) == sorted((s, "skipped") for s in STEPS)
     assert {n: run.warehouse.version(spark, n) for n in names} == before
+
+
+def test_impressions_of_any_days_and_of_any_source_are_scored(
+    spark: SparkSession, world: Path, cycle: Cycle, tmp_path: Path
+) -> None:
+    """Those of the test part as before, the others beside them; a second time they are replaced."""
+    run = cycle.run
+
+    def scores() -> dict[str, float]:
+        rows = run.warehouse.read(spark, "scores").where("label = 'conversion'").collect()
+        assert len({r["impression_id"] for r in rows}) == len(rows)
+        return {r["impression_id"]: r["score"] for r in rows}
+
+    def refused(*more: str) -> int:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return main(["score", *place, "--quiet", *more])
+
+    place, before = ["--warehouse", str(run.warehouse.root)], scores()
+    day = (
+        run.warehouse.read(spark, "training_rows")
+        .where("part = 'test'")
+        .agg(F.min("event_date"))
+        .collect()[0][0]
+    )
+    assert (
+        refused("--from", str(day), "--impressions", "x")
+        == refused("--from", str(day), "--to", str(day))
+        == 2
+    )
+    assert refused("--from", "2099-01-01") == 4
+    for _ in range(2):
+        outcome = command("score", *place, "--from", str(day))
+        after = scores()
+        assert len(after) == outcome["facts"]["counters"]["rows_read"] > len(before)
+        assert {i: after[i] for i in before} == pytest.approx(before, abs=1e-6)
+    raw = pads.dataset(world / "events", format="parquet").to_table().to_pandas()
+    own = raw[(raw["event_type"] == "impression") & raw["event_id"].isin(list(after))].head(50)
+    (tmp_path / "asked").mkdir()
+    copies = own.assign(event_id="copy-" + own["event_id"])
+    nobody = own.head(1).assign(event_id="nobody", user_id="")
+    pd.concat([copies, nobody]).to_parquet(tmp_path / "asked" / "rows.parquet")
+    outcome = command("score", *place, "--impressions", str(tmp_path / "asked"))
+    assert outcome["facts"]["counters"]["rows_read"] == len(own) == 50
+    assert "1 of 51 rows" in outcome["warnings"][0]
+    found = scores()
+    assert {i: found[f"copy-{i}"] for i in own["event_id"]} == pytest.approx(
+        {i: after[i] for i in own["event_id"]}, abs=1e-6
+    )
+    assert {i: found[i] for i in after} == after
 
 
 def test_a_later_cycle_keeps_ids_and_adds_versions(spark: SparkSession, world: Path, cycle: Cycle) -> None:

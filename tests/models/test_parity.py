@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from dataclasses import dataclass, replace
 from datetime import UTC, date, timedelta
@@ -18,17 +19,18 @@ from pyspark.sql import functions as F
 from dynamix.config import AttributionConfig, Config, HistoryConfig, SegmentationConfig
 from dynamix.contracts import N_DWELL_BINS
 from dynamix.features.calendar import build_calendar
-from dynamix.features.conversions import label_impressions
+from dynamix.features.conversions import impressions_to_predict, label_impressions
 from dynamix.features.dwell import derive_dwell
 from dynamix.features.sessions import assign_sessions
 from dynamix.features.streams import event_columns
-from dynamix.features.training import training_rows
+from dynamix.features.training import rows_to_score, training_rows
 from dynamix.models.dataset import JaggedRows, rows_from_table
 from dynamix.models.dwells import DwellRule
 from dynamix.models.ranker import Ranker, RankerConfig
 from dynamix.models.segmenter import Segmenter
 from dynamix.models.service import RankerService, request_table, write_artefacts
 from dynamix.models.serving import Cell, Preparation, StreamScale, prepare
+from dynamix.models.shipped import SCORED_DDL, ShippedRanker
 from dynamix.models.trunks.base import TrunkConfig
 from dynamix.segmentation.assign import histories
 from dynamix.segmentation.counts import user_counts
@@ -94,6 +96,7 @@ class World:
     stats: DataFrame
     segments: DataFrame
     service: RankerService
+    shipped: ShippedRanker
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +141,9 @@ def made(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World
     folder = tmp_path_factory.mktemp("parity") / "model"
     example, _ = prepare(request_table(raw_requests(rows, impressions(rows)[:4])), preparation)
     write_artefacts(folder, ranker, preparation, example=example)
-    return World(rows, events, streams, stats, segments, RankerService.load(folder))
+    return World(
+        rows, events, streams, stats, segments, RankerService.load(folder), ShippedRanker.pack(folder)
+    )
 
 
 def training_table(spark: SparkSession, made: World, preparation: Preparation, *, masked: bool) -> JaggedRows:
@@ -206,3 +211,35 @@ def test_a_derived_dwell_is_what_the_scores_rest_on(made: World) -> None:
     plain = replace(made.service, preparation=replace(made.service.preparation, dwell=DwellRule()))
     found, without = (service.predict(asked)["conversion"].to_numpy() for service in (made.service, plain))
     assert (found != without).mean() > 0.5
+
+
+def test_scores_made_on_executors_are_those_of_the_training_rows(spark: SparkSession, made: World) -> None:
+    """And of impressions that are not mature, which no training row has; the same bits whatever the partitions."""
+    keep_all = training_table(spark, made, made.service.preparation, masked=False)
+    wanted = dict(
+        zip(keep_all.impression, made.service.score_stored(keep_all)["conversion"].tolist(), strict=True)
+    )
+    found = []
+    for partitions in (1, 5):
+        asked = impressions_to_predict(made.events, CONFIG).repartition(partitions)
+        frame = rows_to_score(
+            event_columns(made.events, made.streams, made.stats, CONFIG).repartition(partitions), asked, made.segments,
+            config=CONFIG, streams=made.streams, then=made.shipped.on_executor, schema=SCORED_DDL, parcels=3,
+        )  # fmt: skip
+        found.append(sorted(map(tuple, frame.collect())))
+    assert found[0] == found[1]
+    own = {row[0]: row for row in found[0]}
+    assert sorted(own) == sorted(impressions(made.rows)) and len(own) == len(found[0]) > len(wanted)
+    assert {i: own[i][3] for i in wanted} == pytest.approx(wanted, abs=1e-7)
+    segments = dict(zip(keep_all.impression, keep_all.segment.tolist(), strict=True))
+    assert {i: own[i][4] for i in segments} == segments
+    users = {f"e{n}": row["user_id"] for n, row in enumerate(made.rows)}
+    assert all(row[1] == users[row[0]] and row[2] == "conversion" for row in found[0])
+
+
+def test_a_shipped_ranker_is_tensors_and_json_and_is_opened_once(made: World) -> None:
+    assert not [name for name in made.shipped.files if name.endswith(".pt2")]  # the program is code
+    copy = pickle.loads(pickle.dumps(made.shipped))
+    assert copy.open() is made.shipped.open()
+    other = replace(copy, files={**copy.files, "habits.json": b'{"user1": 0.1}'})
+    assert other.open() is not copy.open() and other.open().preparation.habits == {"user1": 0.1}
