@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from dynamix.errors import DynamixError
-from dynamix.jobs import heatmap, page_figures, svg
+from dynamix.jobs import heatmap, heatmap_chart, page_figures, svg
 from dynamix.jobs.context import Run
 from dynamix.jobs.receipt import receipt
 from dynamix.jobs.report_data import ReportData
@@ -21,7 +21,7 @@ FOLDER = "figures"
 
 
 def figure_files(data: ReportData) -> dict[str, str]:
-    """File name -> content: the receipt as text, the heat map as HTML, every drawing of the page as SVG."""
+    """File name -> content: the receipt as text, the heat map as HTML and as SVG, every drawing of the page as SVG."""
     found = {"receipt.txt": "\n".join(receipt(data)) + "\n"}
     if data.cells:
         found["verdicts.html"] = _html(
@@ -37,8 +37,12 @@ def figure_files(data: ReportData) -> dict[str, str]:
     ):
         if one is not None:
             drawn[name] = one
+    files = {name: str(f.svg) for name, f in drawn.items()}
+    if data.cells:
+        title = f"Verdicts of {data.mask_version}"
+        files["verdicts"] = heatmap_chart.picture(data.cells, truth=data.truth, title=title)
     return found | {
-        f"{name}.svg": svg.standalone(str(f.svg), style=style_sheet()) for name, f in drawn.items()
+        f"{name}.svg": svg.standalone(drawing, style=style_sheet()) for name, drawing in files.items()
     }
 
 

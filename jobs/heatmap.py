@@ -101,10 +101,11 @@ def _text(cells: Sequence[Cell], kind: str | None, *, planted: bool) -> str:
         return ""
     if not planted:
         return letters(cells)
-    return f"{letters(cells)}{'!' if _wrong(cells, kind) else ' '}{(kind or '')[:6]:6}"
+    return f"{letters(cells)}{'!' if is_wrong(cells, kind) else ' '}{(kind or '')[:6]:6}"
 
 
-def _wrong(cells: Sequence[Cell], kind: str | None) -> bool:
+def is_wrong(cells: Sequence[Cell], kind: str | None) -> bool:
+    """True where something that matters is dropped; `kind` is what was planted."""
     return kind in STRONG and any(not c.keep for c in cells)
 
 
@@ -155,7 +156,7 @@ def _td(cells: Sequence[Cell], kind: str | None) -> str:
     symbols = "|".join(SYMBOLS.get(c.verdict, "?") for c in cells)
     tip = "\n".join(describe(c) for c in cells) + (f"\nplanted: {kind}" if kind else "")
     text = letters(cells)
-    wrong = _wrong(cells, kind)
+    wrong = is_wrong(cells, kind)
     planted = f"<small>{escape(kind)}{'!' if wrong else ''}</small>" if kind else ""
     return (
         f'<td class="{escape(css, quote=True)}{" wrong" if wrong else ""}" title="{escape(tip, quote=True)}">'

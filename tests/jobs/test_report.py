@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from report_pages import EVIL, sample
@@ -16,6 +18,7 @@ from dynamix.jobs import heatmap
 from dynamix.jobs.evidence_data import newest_evidence
 from dynamix.jobs.files import write_whole
 from dynamix.jobs.forget import cut_stories
+from dynamix.jobs.heatmap_chart import picture
 from dynamix.jobs.page_figures import furthest
 from dynamix.jobs.report import render
 from dynamix.jobs.report_data import (
@@ -166,6 +169,26 @@ def test_terminal_map_marks_a_drop_of_something_that_matters() -> None:
 def test_both_tiers_stand_in_one_place() -> None:
     cells = [Cell(1, "one", t, "a", v == "keep", v) for t, v in (("passive", "keep"), ("active", "drop"))]
     assert "D|K" in heatmap.terminal(cells) and "v-mixed" in heatmap.html(cells)
+
+
+def test_the_picture_has_a_place_a_cell_with_its_letter_and_escapes_names() -> None:
+    data = sample()
+    drawn = picture(data.cells, truth=data.truth, title=f'"{EVIL}"')
+    tree = ElementTree.fromstring(drawn)
+    boxes = Counter(node.get("class") for node in tree if node.tag == "rect")
+    verdicts = {f"b-{v}": n for v, n in heatmap.counts(data.cells).items()}
+    assert {css: boxes[css] for css in verdicts} == verdicts
+    said = [node.text for node in tree if (node.get("class") or "").startswith("small on-")]
+    table = heatmap.grid(data.cells)
+    assert said == [
+        heatmap.letters(found) + "!" * heatmap.is_wrong(found, (data.truth or {}).get((segment, stream)))
+        for stream in table.streams
+        for segment, _ in table.segments
+        if (found := table.cells[segment, stream])
+    ]
+    assert tree.get("aria-label") == f'"{EVIL}"'
+    wrong = picture([Cell(1, "one", "*", "a", False, "drop")], truth={(1, "a"): "strong"}, title="t")
+    assert ">D!<" in wrong and ">D<" in picture([Cell(1, "one", "*", "a", False, "drop")], title="t")
 
 
 def test_no_mask_is_said_in_the_terminal() -> None:
