@@ -135,6 +135,15 @@ def _doctor(arguments: Namespace, outcome: Outcome) -> None:
         outcome.status, outcome.exit_code = "failed", 5
 
 
+def _completion(arguments: Namespace, outcome: Outcome) -> None:
+    from dynamix.jobs.completion import script
+
+    text = script(build_parser(), arguments.shell)
+    outcome.facts = {"script": text}
+    if not arguments.json:
+        sys.stdout.write(text)
+
+
 def _settings(arguments: Namespace) -> Config:
     from dynamix.jobs.settings import refuse_missing_source, resolve_config
 
@@ -214,6 +223,7 @@ HANDLERS: dict[str, Callable[[Namespace, Outcome], None]] = {
     "import": _import,
     "doctor": _doctor,
     "demo": _demo,
+    "completion": _completion,
     "explain": _explain,
     "rollback": _rollback,
     **dict.fromkeys(

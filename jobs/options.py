@@ -150,6 +150,10 @@ def build_parser() -> argparse.ArgumentParser:
     rollback.add_argument("--to", metavar="V", help="version number; default: the champion before")
     doctor = verb("doctor", "check the environment and say how to mend it")
     doctor.add_argument("--warehouse", type=Path)
+    completion = verb("completion", "a script that completes verbs, options and paths in your shell")
+    completion.add_argument(
+        "shell", choices=["bash", "zsh", "tcsh"], help='e.g. eval "$(dynamix completion bash)"'
+    )
     demo = verb("demo", "a first small world, then the full demo world")
     demo.add_argument("--out", type=Path, default=Path("demo"))
     demo.add_argument(

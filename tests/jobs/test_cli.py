@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 from datetime import date
 from pathlib import Path
 from typing import cast
@@ -121,3 +123,37 @@ def test_init_proposes_columns_roles_and_the_time_unit(tmp_path: Path) -> None:
     ):
         assert line in text
     assert main(["init", "--events", str(tmp_path)]) == 2  # never overwrites
+
+
+def completed(script: Path, *words: str) -> set[str]:
+    """What bash offers for the last of the words."""
+    line = " ".join(map(shlex.quote, words))
+    asked = (
+        f"source {shlex.quote(str(script))}; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _shtab_dynamix; "
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", asked], capture_output=True, text=True, check=True, cwd=script.parent
+    )
+    return {found.strip() for found in done.stdout.split()}
+
+
+def test_bash_completes_verbs_options_choices_and_paths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "dynamix.bash"
+    script.write_text(capsys.readouterr().out, encoding="utf-8")
+    (tmp_path / "warehouse").mkdir()
+    assert completed(script, "dynamix", "sc") == {"score"}
+    assert completed(script, "dynamix", "") >= set(HANDLERS)
+    assert completed(script, "dynamix", "score", "--imp") == {"--impressions"}
+    assert completed(script, "dynamix", "mask", "--given", "") == {"baseline", "champion", "none"}
+    assert completed(script, "dynamix", "report", "--warehouse", "ware") == {"warehouse"}
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_other_shells_get_a_script_with_every_verb(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell, "--json"]) == 0
+    script = json.loads(capsys.readouterr().out)["facts"]["script"]
+    assert all(verb in script for verb in HANDLERS)
