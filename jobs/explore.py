@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import json
-
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
@@ -16,6 +14,7 @@ from dynamix.jobs.context import Run
 from dynamix.jobs.drift import current_users
 from dynamix.jobs.evidence_data import fits, number, parse_evidence
 from dynamix.jobs.features import seen_events
+from dynamix.jobs.files import read_object
 from dynamix.jobs.monitor import past_answers
 from dynamix.jobs.monitor_rules import PARTS
 from dynamix.jobs.receipt import cell_weights
@@ -161,10 +160,15 @@ def mask_costs(run: Run, data: ReportData) -> DataFrame:
 
 
 def trainings(run: Run) -> DataFrame:
-    """One row per training and arm from the evidence files, newest first: NE with interval, calibration, AUC, tokens."""
+    """One row per training and arm from the evidence files, newest first: NE with interval, calibration, AUC, tokens.
+
+    Damaged files are passed over.
+    """
     rows = []
     for path in sorted((run.warehouse.private / "runs").glob("*/evidence.json"), reverse=True):
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = read_object(path)
+        if told is None:
+            continue
         found = parse_evidence(told)
         for arm in found.arms:
             name = f"{arm.name} (registered as {found.model})" if arm.name == told.get("winner") else arm.name

@@ -27,6 +27,7 @@ from dynamix.models.contest import (
     Part,
     arm_report,
     baseline_report,
+    evaluation,
     hold,
     judge_mask,
     judge_ranker,
@@ -275,8 +276,6 @@ def _result(contest: Contest, decision: Decision, arms: ArmRows, content: Mappin
     for name, arm in contest.arms.items():
         key = name.replace("-", "_")
         scored = arm.validate.p[contest.head].mean(0)
-        from dynamix.models.contest import evaluation
-
         found = evaluation(contest, arm.validate.rows, contest.head, scored)
         result.metrics |= {
             f"{key}_ne": found.ne,
@@ -310,8 +309,6 @@ def _registration(
 
 
 def _version_metrics(contest: Contest, winner: Arm, speed: list[Throughput]) -> dict[str, float]:
-    from dynamix.models.contest import evaluation
-
     found = evaluation(contest, winner.validate.rows, contest.head, winner.validate.p[contest.head].mean(0))
     rates = next((s.flat() for s in speed if s.arm == winner.name), {})
     return found.flat("validate_") | rates
@@ -319,8 +316,6 @@ def _version_metrics(contest: Contest, winner: Arm, speed: list[Throughput]) -> 
 
 def _children(contest: Contest) -> list[ChildRun]:
     """One child run per arm and seed with its own validation metrics."""
-    from dynamix.models.contest import evaluation
-
     children = []
     for name, arm in contest.arms.items():
         for place, trained in enumerate(arm.trained):

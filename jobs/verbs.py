@@ -33,6 +33,8 @@ from dynamix.jobs.troubles import said_plainly
 
 DATELESS = ("forget", "maintain", "diff")
 """Verbs that ask no table for their date: nobody may be left in them after `forget`, the others do not depend on it."""
+FROM_NOTHING = ("ingest", "run", "plan", "report")
+"""Verbs for which a folder may be empty: they fill it, or say that it is."""
 
 
 def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:
@@ -41,8 +43,9 @@ def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:
     day = arguments.run_date
     if arguments.verb == "forget":
         refuse_wrong_call(arguments.users, arguments.warehouse)
-    if arguments.verb in DATELESS:
+    if arguments.verb not in FROM_NOTHING:
         refuse_no_table(arguments.warehouse)
+    if arguments.verb in DATELESS:
         day = day or datetime.now(UTC).date()
     run = open_run(arguments.warehouse, config, events, run_date=day, quiet=arguments.quiet)
     (run.folder / "config.yaml").write_text(dump(config), encoding="utf-8")

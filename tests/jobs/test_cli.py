@@ -74,7 +74,18 @@ def test_a_source_that_is_not_there_ends_with_three_before_spark_starts(
     assert not (tmp_path / "w").exists()
 
 
-@pytest.mark.parametrize("words", [["maintain"], ["diff", "m1", "m2"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["maintain"],
+        ["diff", "m1", "m2"],
+        ["features"],
+        ["score"],
+        ["bundle"],
+        ["monitor"],
+        ["explain", "a/b"],
+    ],
+)
 def test_a_mistyped_warehouse_ends_with_two_and_is_not_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
