@@ -48,8 +48,6 @@ TOGETHER = -5
 """In place of a window: `GramSums` of all days over all streams, with stream id ALL_STREAMS."""
 ALL_STREAMS = -1
 MAX_POSITION = 50
-PARCEL_ROWS = 100_000
-"""Events and impressions that a block of users has on average."""
 KEYS = ("segment_id", "stream_id", "label", "half", "window")
 SCHEMA = "segment_id int, stream_id int, label string, half int, window int, sums array<double>"
 
@@ -157,7 +155,7 @@ def cell_sums(
     as in `map_histories`; the recency channel of the streams in `untimed` is 0, as their events carry no recency.
     `others` are further labels (columns label_<name>) of which only the sums of all days are made; `together` adds
     those over all streams at once. `parcels` as in `map_histories`: the sums are the same bit by bit for the same
-    number of them, whatever the cores and partitions; `parcels_of` says how many are of a good size.
+    number of them, whatever the cores and partitions; timeline.py `parcels_of` says how many are of a good size.
     """
     asked = impressions.select(
         "user_id", "event_ts", "event_id", "request_id", "item_id", "surface", "position", "segment_id", "half",
@@ -184,11 +182,6 @@ def cell_sums(
         parcels=parcels,
     )
     return parts.groupBy("segment_id", "stream_id").applyInArrow(_add_up, SCHEMA)
-
-
-def parcels_of(n_rows: int) -> int:
-    """Blocks in which a scan over so many events and impressions is added up."""
-    return 1 + n_rows // PARCEL_ROWS
 
 
 def _add_up(table: Any) -> Any:

@@ -20,6 +20,8 @@ Bools = npt.NDArray[np.bool_]
 
 ROW_TARGET = 200_000
 """Rows of events and impressions that make a block; a block always ends with a whole user."""
+PARCEL_ROWS = 100_000
+"""Events and impressions of a parcel on average."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ _EVENT_FIELDS = {
 _SEEN_FIELDS = {"after_us": "bigint", "until_us": "bigint", "told_us": "bigint"}
 """Only where events, or what is known of them, are there for some impressions of their user and not for others."""
 _IMPRESSION_FIELDS = ("event_ts", "request_id", "item_id", "category")
+
+
+def parcels_of(n_rows: int) -> int:
+    """Parcels of a good size for a scan over so many events and impressions."""
+    return 1 + n_rows // PARCEL_ROWS
 
 
 def user_timeline(events: DataFrame, impressions: DataFrame, *, parcels: int = 0) -> DataFrame:

@@ -55,7 +55,7 @@ def training_rows(
     age, dwell bin 12.
     The two grids, a few hundred rows, are read to the driver and travel in the kernel. Source: A.9.
     """
-    ids = {str(r["stream"]): int(r["stream_id"]) for r in streams.select("stream", "stream_id").collect()}
+    ids = stream_ids(streams)
     quotas = None if masks is None else quota_table(_grid(masks), ids)
     rows = with_segments(with_part(impressions, calendar), segments)
     rows = rows.withColumn("mask_version", F.lit(mask_version)).withColumn("holdout", holdout_users())
@@ -80,7 +80,7 @@ def rows_to_score(
     of `training_rows` under keep-all, with NULL for part and labels, and returns one; blocks, and so what is computed
     from a block at once, are the same for the same number of `parcels` (`map_histories`).
     """
-    ids = {str(r["stream"]): int(r["stream_id"]) for r in streams.select("stream", "stream_id").collect()}
+    ids = stream_ids(streams)
     rows = with_segments(impressions, segments)
     rows = rows.withColumn("mask_version", F.lit("keep-all")).withColumn("holdout", holdout_users())
     unknown = [c.name for c in TRAINING_ROWS.columns if c.name in _OF_THE_FUTURE]
@@ -95,6 +95,11 @@ def rows_to_score(
         events, rows.select(*_plain_columns()), history=config.history, kernel=kernel, schema=schema,
         lengths=stream_lengths(ids, config), parcels=parcels,
     )  # fmt: skip
+
+
+def stream_ids(streams: DataFrame) -> dict[str, int]:
+    """Id of every stream by name; one Spark job over a few rows."""
+    return {str(r["stream"]): int(r["stream_id"]) for r in streams.select("stream", "stream_id").collect()}
 
 
 def with_part(impressions: DataFrame, calendar: Calendar) -> DataFrame:

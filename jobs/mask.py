@@ -28,13 +28,13 @@ from dynamix.features.gram import MAX_STREAMS
 from dynamix.features.relevance import (
     Prediction,
     cell_sums,
-    parcels_of,
     rate_table,
     statistics_rows,
     thirds,
 )
 from dynamix.features.sql_text import equals, one_of
 from dynamix.features.streams import event_columns, hidden_attributes, stream_lengths
+from dynamix.features.timeline import parcels_of
 from dynamix.features.training import with_segments
 from dynamix.jobs.budgets import at_budgets, store_budgets
 from dynamix.jobs.cell_stats import TIER, Measured, stat_rows, unpacked

@@ -14,9 +14,9 @@ from dynamix.errors import ConfigError, GuardError
 from dynamix.features.calendar import midnight
 from dynamix.features.conversions import impressions_to_predict
 from dynamix.features.events import latest_ingest, split_raw
-from dynamix.features.relevance import parcels_of
 from dynamix.features.sql_text import equals
 from dynamix.features.streams import event_columns
+from dynamix.features.timeline import parcels_of
 from dynamix.features.training import rows_to_score
 from dynamix.jobs.arm_rows import load_version
 from dynamix.jobs.context import Run, StepResult

@@ -55,7 +55,7 @@ EXTRA_ACTIONS = {
     "features/tables.py Warehouse._properties": "one row of table properties",
     "features/tables.py Warehouse.replace": "the writer: refuses an empty frame, then writes",
     "features/tables.py content_hash": "256 hashes of a table, for reports and tests",
-    "features/training.py training_rows": "the stream ids, tens of rows, travel in the kernel's closure",
+    "features/training.py stream_ids": "tens of rows, travel in the kernel's closure",
     "features/training.py _grid": "the mask grid, a few hundred rows, travels in the kernel's closure",
     "segmentation/em.py reduce_blocks": "the reduce of every fit: one row of sums a partition",
     "segmentation/mix.py _most_active_rows": "a bounded number of users, from which the fit starts",

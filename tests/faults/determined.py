@@ -35,9 +35,7 @@ def walk(spark: SparkSession, world: Path, place: Path, *, steps: Sequence[str],
         "spark.sql.adaptive.coalescePartitions.enabled", "false"
     )  # else few rows are one partition again
     run = open_world(spark, world, place, *SETTINGS)
-    with patch(
-        "dynamix.features.relevance.PARCEL_ROWS", 5_000
-    ):  # several parcels, and several of them a task
+    with patch("dynamix.features.timeline.PARCEL_ROWS", 5_000):  # several parcels, and several of them a task
         for step in steps:
             execute(run, step, skip=False, source=str(world) if step == "ingest" else None)
 
