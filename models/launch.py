@@ -71,11 +71,12 @@ def train_seeds(
         write_job(place, Job(tuple(specs), model_config, config, options, rows, start))
         log = (folder or place) / LOG
         with log.open("a", encoding="utf-8") as out, _relayed(place / SAID, progress):
+            since = out.tell()
             done = (
                 _torchrun(place, config, out) if config.launcher == "torchrun" else _spark(place, config, out)
             )
         if not done:
-            raise _trouble(place, config, log)
+            raise _trouble(place, config, log, since=since)
         return tuple(read_trained(place / str(number)) for number in range(len(specs)))
 
 
@@ -117,7 +118,8 @@ def _spark(place: Path, config: TrainConfig, log: IO[str]) -> bool:
     try:
         with redirect_stdout(log):  # it prints what its processes print
             distributor.run(launched.main, str(place))
-    except RuntimeError:  # "Command … failed"; its text is in the log
+    except RuntimeError as trouble:  # "Command … failed with return code 1", and what is in the log already
+        log.write(str(trouble).splitlines()[0] + "\n")
         return False
     return True
 
@@ -145,8 +147,11 @@ def _relayed(said: Path, progress: Progress) -> Iterator[None]:
         thread.join()
 
 
-def _trouble(place: Path, config: TrainConfig, log: Path) -> Exception:
-    """The error of the process that failed, or that one died; a process that only lost the others says nothing new."""
+def _trouble(place: Path, config: TrainConfig, log: Path, *, since: int = 0) -> Exception:
+    """The error of the process that failed, or that one died; a process that only lost the others says nothing new.
+
+    `since` is where this training begins in the log, in bytes.
+    """
     told = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("trouble-*.json"))]
     own = [tree for tree in told if tree["kind"] != PeerLost.__name__]
     for tree in own:
@@ -157,7 +162,7 @@ def _trouble(place: Path, config: TrainConfig, log: Path) -> Exception:
         first = own[0]
         where = f"training process {first['rank']} of {config.processes}"
         return RuntimeError(f"{where}: {first['kind']}: {first['said']}\n{first['trace']}")
-    dead = _DEAD.findall(log.read_text(encoding="utf-8"))
+    dead = _DEAD.findall(log.read_bytes()[since:].decode("utf-8", errors="replace"))
     which = "a process died"
     if dead:
         which = f"process {dead[-1][0]} of {config.processes} ended with exit code {dead[-1][1]}"

@@ -428,7 +428,9 @@ def test_a_ranker_is_trained_and_served_without_spark() -> None:
     launcher = ["dynamix.models.launch", "pyspark.ml.torch.distributor.TorchDistributor"]
     chains = [reaches(name, "pyspark", modules) for name in modules if name.startswith("dynamix.models")]
     assert not [" -> ".join(chain) for chain in chains if chain and chain[-2:] != launcher]
-    at_once = [node for node in modules[launcher[0]].tree.body if isinstance(node, ast.ImportFrom | ast.Import)]
+    at_once = [
+        node for node in modules[launcher[0]].tree.body if isinstance(node, ast.ImportFrom | ast.Import)
+    ]
     assert not [ast.unparse(node) for node in at_once if "pyspark" in ast.unparse(node)]
 
 

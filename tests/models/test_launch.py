@@ -202,13 +202,20 @@ def told(place: Path, rank: int, kind: str, said: str) -> None:
 def test_what_the_processes_told_decides_the_error(tmp_path: Path) -> None:
     """Who only lost the others comes last, a mistake in the program is none of the user's environment."""
     log = tmp_path / LOG
+    died = "  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 77)  (SIGKILL)\n"
+    log.write_text(died + died.replace("1 (", "0 (").replace("-9", "-11"))
+    assert "process 0 of 2 ended with exit code -11;" in str(
+        _trouble(tmp_path, TWO, log)
+    )  # the root cause stands last
     log.write_text("nothing that can be read\n")
-    assert "a process died" in str(_trouble(tmp_path, TWO, log))
+    assert "a process died;" in str(_trouble(tmp_path, TWO, log))
+    log.write_text(died)
+    assert "a process died;" in str(_trouble(tmp_path, TWO, log, since=len(died)))  # of an earlier training
     told(tmp_path, 0, "PeerLost", "training process 0 of 2 lost the others: Timed out")
     lost = _trouble(tmp_path, TWO, log)
-    assert isinstance(lost, EnvironmentTrouble) and "a process died; training process 0 of 2 lost" in str(
-        lost
-    )
+    assert isinstance(
+        lost, EnvironmentTrouble
+    ) and "ended with exit code -9; training process 0 of 2 lost" in str(lost)
     told(tmp_path, 1, "KeyError", "'z'")
     mistake = _trouble(tmp_path, TWO, log)
     assert type(mistake) is RuntimeError and "training process 1 of 2: KeyError: 'z'" in str(mistake)
