@@ -12,6 +12,7 @@
 `python -m benchmarks segmenters [--users 20000] [--seeds 2] [--given]` holds the segmenters' contest.
 `python -m benchmarks serving` times one request and a batch of them, by the pyfunc and by the mask bundle's reader.
 `python -m benchmarks rankers [--presets S0,S1] [--users 4000] [--seeds 2]` sets the three trunks beside simpler models.
+`python -m benchmarks warm [--presets S0] [--users 1500] [--seeds 2]` switches a mask on under a live ranker, seven days.
 `python -m benchmarks mrmr` sets one pass of sums beside the package mrmr-selection.
 """
 
@@ -35,13 +36,14 @@ from benchmarks import (
     serving,
     soak,
     summary,
+    warm,
     worlds,
 )
 from benchmarks.soak_world import Plan
 
 WHAT = (
     "worlds", "summary", "kernels", "features", "gates", "drift", "quality", "increment", "segmenters", "headline",
-    "mrmr", "rankers", "serving", "soak",
+    "mrmr", "rankers", "serving", "soak", "warm",
 )  # fmt: skip
 
 
@@ -56,14 +58,17 @@ def main() -> int:
     )
     parser.add_argument(
         "--presets",
-        help="default: S0,S8 for worlds, S1 for headline, S0,S1 for rankers, all that have a gate for gates, drift",
+        help="default: S0,S8 for worlds, S1 for headline, S0,S1 for rankers, S0 for warm, all that have a gate for "
+        "gates, drift",
     )
     parser.add_argument(
-        "--users", type=int, help="default 20,000; 3,000 for headline, 4,000 for rankers, 300 for soak"
+        "--users",
+        type=int,
+        help="default 20,000; 3,000 for headline, 4,000 for rankers, 300 for soak, 1,500 for warm",
     )
     parser.add_argument(
         "--seeds",
-        help="as 0,2-4 for worlds, gates, drift (default 0); how many for segmenters, headline and rankers (default 2)",
+        help="as 0,2-4 for worlds, gates, drift (default 0); how many for segmenters, headline, rankers, warm (2)",
     )
     parser.add_argument("--events", default="50,15,5,1.5", help="mean events a user, for segmenters")
     parser.add_argument("--folder", type=Path, help="where worlds are kept between runs (default: temporary)")
@@ -97,7 +102,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=0, help="training rows at most, 0 = all, for headline")
     parser.add_argument("--curve", default="", help="shares of the tokens for four arms, for headline")
     options = parser.parse_args()
-    options.users = options.users or {"headline": 3_000, "rankers": 4_000, "soak": 300}.get(
+    options.users = options.users or {"headline": 3_000, "rankers": 4_000, "soak": 300, "warm": 1_500}.get(
         options.what, 20_000
     )
     if options.what == "kernels":
@@ -141,6 +146,11 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as scratch:
             place = options.folder or Path(scratch)
             rankers.main(presets, place, users=options.users, seeds=int(options.seeds or 2), arms=arms)
+        return 0
+    if options.what == "warm":
+        with tempfile.TemporaryDirectory() as scratch:
+            place, presets = options.folder or Path(scratch), (options.presets or "S0").split(",")
+            warm.main(presets, place, users=options.users, seeds=int(options.seeds or 2))
         return 0
     if options.what == "summary":
         if options.folder is None:

@@ -94,7 +94,7 @@ def train(
     arms = build_arms(run)
     contest = hold(
         arms.rows, n_streams=arms.n_streams, n_segments=arms.n_segments, config=config, progress=run.note,
-        truth=load_truth(truth), start=start,
+        truth=load_truth(truth), start=start, folder=run.folder,
     )  # fmt: skip
     decision = decide(run, contest, registry, arms, champion)
     speed = _throughput(contest, run)
@@ -239,7 +239,7 @@ def _second_opinion(run: Run, contest: Contest, arms: ArmRows) -> list[dict[str,
     keep_all, names = contest.arms[KEEP_ALL], {scale.stream_id: name for name, scale in arms.streams.items()}
     prices = second_opinion(
         keep_all.rows, contest.head, model_config=keep_all.best().model.config, config=run.config.train,
-        progress=run.note,
+        progress=run.note, folder=run.folder,
     )  # fmt: skip
     return [{**vars(price), "stream": names[price.stream_id]} for price in prices]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +25,10 @@ from dynamix.models.evidence import (
     ne_interval,
     segment_deltas,
 )
+from dynamix.models.launch import train_seeds
 from dynamix.models.metrics import Evaluation, evaluate, oracle_gap_closure
 from dynamix.models.spec import Spec
-from dynamix.models.train import ArmSpec, Progress, TrainedArm, predict, ranker_config, train_arm
+from dynamix.models.train import ArmSpec, Progress, TrainedArm, predict, ranker_config
 from dynamix.models.warm import WarmStart
 
 KEEP_ALL, MASKED, GLOBAL = "keep-all", "masked", "global"
@@ -125,10 +127,12 @@ def hold(
     progress: Progress,
     truth: Mapping[str, NDArray[np.generic]] | None = None,
     start: WarmStart | None = None,
+    folder: Path | None = None,
 ) -> Contest:
     """Train every arm with every seed and fit the baselines. GuardError if a served label has one class only.
 
     `arms` maps an arm to (mask_version, rows); keep-all must be among them. With `start` every arm begins there.
+    `folder` takes the files and the log of a training in several processes (models/launch.py).
     """
     same_rows({name: rows for name, (_, rows) in arms.items()})
     keep_all = arms[KEEP_ALL][1]
@@ -144,17 +148,10 @@ def hold(
             done[name] = replace(twin, name=name, mask_version=version, trained=trained)
             continue
         model_config = ranker_config(rows, n_streams=n_streams, n_segments=n_segments, config=config)
-        trained = tuple(
-            train_arm(
-                ArmSpec(name, version, seed),
-                rows,
-                model_config=model_config,
-                config=config,
-                progress=progress,
-                start=start,
-            )
-            for seed in config.seeds
-        )
+        trained = train_seeds(
+            [ArmSpec(name, version, seed) for seed in config.seeds], rows,
+            model_config=model_config, config=config, progress=progress, start=start, folder=folder,
+        )  # fmt: skip
         validate = predicted(
             trained, rows.select("validate", holdout=False), batch_size=config.batch_size * 4
         )

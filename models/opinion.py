@@ -9,46 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import torch
 
 from dynamix.config import TrainConfig
-from dynamix.models.batch import RankBatch
 from dynamix.models.dataset import JaggedRows
 from dynamix.models.evidence import Z975, by_user, replicate_sums
-from dynamix.models.layers.jagged import row_index
+from dynamix.models.launch import train_seeds
 from dynamix.models.metrics import Floats, cross_entropy
-from dynamix.models.plugins import Forward, Output, TrainerPlugin
 from dynamix.models.ranker import Ranker, RankerConfig
-from dynamix.models.train import ArmSpec, predict, train_arm
-
-
-class StreamDropout(TrainerPlugin):
-    """Each step leaves whole cells out of its histories, drawn anew: every cell goes with probability `rate`."""
-
-    name = "stream-dropout"
-
-    def __init__(self, *, n_segments: int, n_streams: int, rate: float, seed: int) -> None:
-        self.shape, self.rate = (n_segments, n_streams), rate
-        self.generator = torch.Generator().manual_seed(seed)
-        self.kept = self._draw()  # (G, F) bool; of one step, however often its batch is tried
-
-    def wrap_module(self, forward: Forward) -> Forward:
-        """The same on histories without the events of this step's cells."""
-
-        def without(batch: RankBatch) -> Output:
-            row = row_index(batch.offsets, batch.tokens)
-            kept = self.kept.to(batch.stream.device)
-            return forward(batch.removed(kept[batch.segment.index_select(0, row), batch.stream]))
-
-        return without
-
-    def after_step(self, ranker: Ranker, step: int) -> None:
-        self.kept = self._draw()
-
-    def _draw(self) -> torch.Tensor:
-        return torch.rand(self.shape, generator=self.generator) >= self.rate
+from dynamix.models.stream_dropout import StreamDropout
+from dynamix.models.train import ArmSpec, predict
 
 
 @dataclass(frozen=True)
@@ -105,18 +77,19 @@ def second_opinion(
     model_config: RankerConfig,
     config: TrainConfig,
     progress: Callable[[str], None] = lambda text: None,
+    folder: Path | None = None,
 ) -> list[CellPrice]:
     """Prices of the cells on the validation rows outside the hold-out, by a ranker trained with stream dropout.
 
-    `config.stream_dropout` is the probability that a step leaves a cell out. Errors as those of `train_arm`.
+    `config.stream_dropout` is the probability that a step leaves a cell out. `folder` and errors as in `train_seeds`.
     """
     trunk, seed = model_config.trunk, config.seeds[0]
     dropout = StreamDropout(
         n_segments=trunk.n_segments, n_streams=trunk.n_streams, rate=config.stream_dropout, seed=seed
     )
-    trained = train_arm(
-        ArmSpec("second opinion", "keep-all", seed), rows, model_config=model_config, config=config,
-        progress=progress, plugins=[dropout],
+    (trained,) = train_seeds(
+        [ArmSpec("second opinion", "keep-all", seed)], rows, model_config=model_config, config=config,
+        progress=progress, plugins=lambda spec: [dropout], folder=folder,
     )  # fmt: skip
     return price_cells(
         trained.model, rows.select("validate", holdout=False), head,

@@ -43,6 +43,8 @@ class TrainerPlugin:
     """Base of all plugins; what is not overridden adds nothing. `name` stands before its loss terms in logs."""
 
     name = "plugin"
+    options: Mapping[str, float] | None = None
+    """What builds it anew in a training process (models/launched.py); None: it works in this process only."""
 
     def heads(self) -> Sequence[PluginHead]:
         """Heads beside the ranker's own."""

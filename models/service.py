@@ -90,8 +90,7 @@ def write_artefacts(folder: Path, ranker: Ranker, preparation: Preparation, *, e
     folder.mkdir(parents=True, exist_ok=True)
     first = example.batch(np.arange(min(8, len(example))))
     (folder / PROGRAM).write_bytes(to_bytes(export_ranker(ranker, first)))
-    torch.save(ranker.state_dict(), folder / STATE)
-    (folder / CONFIG).write_text(ranker.config.to_json(), encoding="utf-8")
+    write_ranker(folder, ranker)
     for name, text in preparation.to_json().items():
         (folder / name).write_text(text, encoding="utf-8")
     return folder
@@ -105,6 +104,13 @@ def artefact_names(folder: Path) -> list[str]:
 def _preparation_names(folder: Path) -> list[str]:
     names = ["rule.json", "streams.json", "masks.json", "segmenter.json", "habits.json"]
     return names + [name for name in (CARRIED, DWELL) if (folder / name).is_file()]  # older models lack them
+
+
+def write_ranker(folder: Path, ranker: Ranker) -> None:
+    """State dict and config into a folder, made if need be: what `load_ranker` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(ranker.state_dict(), folder / STATE)
+    (folder / CONFIG).write_text(ranker.config.to_json(), encoding="utf-8")
 
 
 def load_preparation(folder: Path) -> Preparation:

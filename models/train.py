@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynamix.config import TrainConfig
-from dynamix.errors import EnvironmentTrouble, GuardError
+from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError
 from dynamix.models.batch import RankBatch
 from dynamix.models.dataset import JaggedRows
 from dynamix.models.memory import RowsAtOnce, pieces
 from dynamix.models.metrics import NeState
 from dynamix.models.plugins import TrainerPlugin, Training
 from dynamix.models.ranker import Ranker, RankerConfig
+from dynamix.models.ranks import ALONE, Ranks
 from dynamix.models.trunks.base import TrunkConfig
 from dynamix.models.warm import WarmStart
 
@@ -130,6 +131,7 @@ def train_arm(
     progress: Progress = lambda text: None,
     plugins: Sequence[TrainerPlugin] = (),
     start: WarmStart | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainedArm:
     """Train on `rows.select("train")`, keep the pass with the least validation loss.
 
@@ -140,6 +142,8 @@ def train_arm(
     does not fit into the device's memory goes through in pieces, to the same sums (docs/faults.md 38). With `start`
     every seed begins from those weights, and where no pass lowers the validation loss they stay. `plugins` are of
     this training alone; without any the weights are, bit for bit, those of a loop that knows none.
+    With several `ranks` every process calls this with the same arguments and does its share of each batch: steps,
+    validation losses and the choice of the pass are the same in all (models/launch.py).
     """
     torch.set_num_threads(config.threads)
     device = pick_device(config.device)
@@ -148,6 +152,10 @@ def train_arm(
         raise GuardError(
             f"arm {spec.arm!r}: no mature training rows; ingest more days or lower the label window"
         )
+    if len(train) < ranks.size:
+        raise ConfigError(
+            f"train.processes={ranks.size}, but arm {spec.arm!r} has {len(train)} training rows; lower it"
+        )
     rates = base_rates(train)
     model = Ranker(model_config, seed=spec.seed)
     generator = torch.Generator().manual_seed(spec.seed)
@@ -155,27 +163,32 @@ def train_arm(
     if start is not None:
         start.begin(model)
     training = Training(model, plugins).to(device)
+    ranks.begin(training)
     memory = RowsAtOnce(config.batch_size, say=lambda text: progress(f"{spec.arm} seed {spec.seed}: {text}"))
     steps = math.ceil(len(train) / config.batch_size)
     passes = max(config.epochs, math.ceil(config.min_steps / steps))
     optimizer, schedule = _optimizer(training, config, steps=passes * steps)
-    best, best_loss = _copy(training), _validation_loss(model, validate, config.batch_size, memory)
+    best, best_loss = _copy(training), _validation_loss(model, validate, config.batch_size, memory, ranks)
     epochs: list[dict[str, float]] = []
     for epoch in range(passes):
         terms = _epoch(
-            training, train, optimizer, schedule, config.batch_size, generator, memory, epoch * steps
+            training, train, optimizer, schedule, config.batch_size, generator, memory, epoch * steps, ranks
         )
-        held_out = _validation_loss(model, validate, config.batch_size, memory)
+        held_out = _validation_loss(model, validate, config.batch_size, memory, ranks)
         epochs.append({**terms, "validate_loss": held_out})
         loss = terms[LOSS]
-        progress(f"{spec.arm} seed {spec.seed} epoch {epoch + 1}: train {loss:.5f}, validate {held_out:.5f}")
+        if ranks.first:
+            progress(
+                f"{spec.arm} seed {spec.seed} epoch {epoch + 1}: train {loss:.5f}, validate {held_out:.5f}"
+            )
         if held_out <= best_loss:
             best, best_loss = _copy(training), held_out
     training.cpu().load_state_dict(best)
     for plugin in plugins:
         plugin.on_day_end(model, newest_day(train))
     kept, names = training.export().eval(), tuple(p.name for p in plugins)
-    return TrainedArm(spec, kept, rates, str(device), min(memory.rows, config.batch_size), epochs, names)
+    at_once = int(ranks.least(torch.tensor(min(memory.rows, config.batch_size))))
+    return TrainedArm(spec, kept, rates, str(device), at_once, epochs, names)
 
 
 def newest_day(rows: JaggedRows) -> date:
@@ -187,12 +200,20 @@ def predict(
     model: Ranker, rows: JaggedRows, *, batch_size: int, memory: RowsAtOnce | None = None
 ) -> dict[str, NDArray[np.float64]]:
     """Probabilities (R,) of every head in the order of the rows; fewer rows at once where memory is short."""
+    return _predict(model, rows, batch_size, memory or RowsAtOnce(batch_size), ALONE)
+
+
+def _predict(
+    model: Ranker, rows: JaggedRows, size: int, memory: RowsAtOnce, ranks: Ranks
+) -> dict[str, NDArray[np.float64]]:
+    """As `predict`, each batch in one of the processes; all of them get every bit that one alone would get."""
     model.eval()
-    at_once = memory or RowsAtOnce(batch_size)
-    parts = [at_once.attempt(partial(_probabilities, model, rows, at)) for at in rows.places(batch_size)]
-    heads = model.config.heads
-    stacked = np.concatenate(parts) if parts else np.zeros((0, len(heads)))
-    return {head: stacked[:, column] for column, head in enumerate(heads)}
+    stacked = np.zeros((len(rows), len(model.config.heads)))
+    for place, at in enumerate(rows.places(size)):
+        if place % ranks.size == ranks.rank:
+            stacked[at] = memory.attempt(partial(_probabilities, model, rows, at))
+    stacked = ranks.total(torch.from_numpy(stacked)).numpy()  # zeros elsewhere: the sum is exact
+    return {head: stacked[:, column] for column, head in enumerate(model.config.heads)}
 
 
 def _probabilities(model: Ranker, rows: JaggedRows, at: NDArray[np.int64], size: int) -> NDArray[np.float64]:
@@ -212,13 +233,15 @@ def _epoch(
     generator: torch.Generator,
     memory: RowsAtOnce,
     before: int,
+    ranks: Ranks,
 ) -> dict[str, float]:
     """One pass in shuffled order, after `before` steps; mean of its steps of every term of the loss."""
     training.train()
     totals: dict[str, Tensor] = {}
     steps = 0
     for at in train.places(size, generator):
-        found = memory.attempt(partial(_gradients, training, train, at))
+        found = memory.attempt(partial(_gradients, training, train, at, ranks))
+        ranks.add_gradients(training.parameters())
         optimizer.step()
         schedule.step()
         for name, term in found.items():
@@ -226,7 +249,8 @@ def _epoch(
         steps += 1
         for plugin in training.plugins:
             plugin.after_step(training.ranker, before + steps)
-    means = {name: float(total) / steps for name, total in totals.items()}
+    ranks.check_agreement(training)
+    means = {name: float(total) / steps for name, total in ranks.add_terms(totals).items()}
     broken = [name for name, mean in means.items() if not math.isfinite(mean)]
     if broken:
         raise GuardError(
@@ -236,8 +260,10 @@ def _epoch(
     return means
 
 
-def _gradients(training: Training, train: JaggedRows, at: NDArray[np.int64], size: int) -> dict[str, Tensor]:
-    """Terms () of the loss of the rows `at`; the gradients of their sum take the place of the model's.
+def _gradients(
+    training: Training, train: JaggedRows, at: NDArray[np.int64], ranks: Ranks, size: int
+) -> dict[str, Tensor]:
+    """Terms () of the loss of this process's share of the rows `at`; gradients of their sum replace the model's.
 
     The rows go through `size` at a time. Nothing but gradients changes, so it may be tried again.
     """
@@ -249,8 +275,10 @@ def _gradients(training: Training, train: JaggedRows, at: NDArray[np.int64], siz
         [(weight * torch.isfinite(torch.from_numpy(train.labels[head][at]))).sum() for head in heads]
     ).to(device)
     totals: dict[str, Tensor] = {LOSS: torch.zeros((), device=device)}
-    prior = model.linear.prior_energy(shared_sd=SHARED_SD, segment_sd=SEGMENT_SD) / len(train)
-    for piece in pieces(at, size):
+    prior = torch.zeros((), device=device)
+    if ranks.first:  # the prior counts once
+        prior = model.linear.prior_energy(shared_sd=SHARED_SD, segment_sd=SEGMENT_SD) / len(train)
+    for piece in pieces(ranks.share(at), size):
         batch = train.batch(piece).to(device)
         out = training(batch)
         terms = {LOSS: batch_loss(out.logits, batch, heads, known_weight=known), PRIOR: prior}
@@ -258,15 +286,15 @@ def _gradients(training: Training, train: JaggedRows, at: NDArray[np.int64], siz
         sum(terms.values(), start=torch.zeros((), device=device)).backward()  # type: ignore[no-untyped-call]
         for name, term in terms.items():
             totals[name] = totals[name] + term.detach() if name in totals else term.detach()
-        prior = torch.zeros((), device=device)  # the prior counts once
+        prior = torch.zeros((), device=device)
     return totals
 
 
-def _validation_loss(model: Ranker, rows: JaggedRows, size: int, memory: RowsAtOnce) -> float:
+def _validation_loss(model: Ranker, rows: JaggedRows, size: int, memory: RowsAtOnce, ranks: Ranks) -> float:
     """Mean over heads of the log loss on rows outside the hold-out; 0 without rows."""
     if len(rows) == 0:
         return 0.0
-    predicted = predict(model, rows, batch_size=size, memory=memory)
+    predicted = _predict(model, rows, size, memory, ranks)
     losses = []
     for head, p in predicted.items():
         y = rows.labels[head].astype(float)

@@ -159,11 +159,32 @@ class TrainConfig(Section):
         description="chance that a step leaves a cell out, in one more ranker that prices cells",
     )
     seeds: tuple[int, ...] = Field((0,), description="one training of every arm each")
-    threads: int = Field(2, ge=1, description="of torch; equal numbers give equal weights")
+    threads: int = Field(2, ge=1, description="of torch, in each process; equal numbers give equal weights")
+    launcher: Literal["inline", "torchrun", "spark"] = Field(
+        "inline",
+        description="what starts the processes of a training: none, torchrun, Spark's TorchDistributor on the driver",
+    )
+    processes: int = Field(
+        1, ge=1, description="that share every batch of a training; with CUDA each has a GPU of its own"
+    )
+    timeout_s: float = Field(
+        600.0, gt=0, description="s; a process that waits longer for the others ends the training (exit 5)"
+    )
     bootstrap: int = Field(500, ge=50, description="Poisson bootstrap replicates, clustered by user")
     max_rows: int = Field(
         0, ge=0, description="cap on training rows, 0 = all; the newest users' hash is taken"
     )
+
+    @model_validator(mode="after")
+    def _processes_fit(self) -> TrainConfig:
+        if self.processes > 1 and self.launcher == "inline":
+            raise ValueError(
+                f"train.processes is {self.processes}, and train.launcher inline is one process; allowed: 1, or the "
+                "launchers torchrun and spark"
+            )
+        if self.batch_size < self.processes:
+            raise ValueError(f"train.batch_size is {self.batch_size}; allowed: train.processes or more")
+        return self
 
 
 class CalendarConfig(Section):

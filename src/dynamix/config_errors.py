@@ -33,6 +33,9 @@ def _explain(model: type[BaseModel], trouble: ValidationError) -> list[str]:
         where = ".".join(str(part) for part in error["loc"])
         if not where:  # said of the config as a whole: its sentences name what they are about
             lines.append(error["msg"].removeprefix("Value error, "))
+        elif error["type"] == "value_error" and isinstance(error.get("input"), Mapping):
+            # said of a section as a whole: it names its keys
+            lines.append(error["msg"].removeprefix("Value error, "))
         elif error["type"] == "extra_forbidden":
             lines.append(ConfigError.unknown_key(where, _keys_beside(model, error["loc"])).message)
         else:

@@ -24,10 +24,11 @@ from dynamix.models.contest import hold, scored_rows
 from dynamix.models.dataset import JaggedRows, rows_from_table
 from dynamix.models.evidence import compare
 from dynamix.models.export import export_ranker, flat, padded
-from dynamix.models.opinion import StreamDropout, price_cells, second_opinion
+from dynamix.models.opinion import price_cells, second_opinion
 from dynamix.models.plugins import Forward, Output, PluginHead, TrainerPlugin
 from dynamix.models.ranker import Ranker
 from dynamix.models.serving import StreamScale
+from dynamix.models.stream_dropout import StreamDropout
 from dynamix.models.train import (
     SEGMENT_SD,
     SHARED_SD,
@@ -301,7 +302,7 @@ def test_a_training_job_writes_the_prices_by_stream_name(world: JaggedRows) -> N
         {"keep-all": ("keep-all", world)}, n_streams=4, n_segments=3, config=config.train, progress=lambda text: None
     )  # fmt: skip
     said: list[str] = []
-    run: Any = SimpleNamespace(config=config, note=said.append)
+    run: Any = SimpleNamespace(config=config, note=said.append, folder=None)
     arms: Any = SimpleNamespace(streams={f"feed/{i}": StreamScale(i, None, None) for i in range(4)})
     found = _second_opinion(run, contest, arms)
     assert {(p["segment_id"], p["stream"]) for p in found} == {
