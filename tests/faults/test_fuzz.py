@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
@@ -106,11 +106,8 @@ def _fuzz(spark: SparkSession, drawn: Drawn, *, build: bool) -> None:
         source = Path(folder) / "events.parquet"
         pq.write_table(drawn.table, source)
         config = load_config(settings=drawn.chosen)
-        _balance(
-            Run(spark, Warehouse(Path(folder) / "W"), config, RUN_DATE, "r", quiet=True),
-            str(source),
-            build=build,
-        )
+        run = Run(spark, Warehouse(Path(folder) / "W"), config, RUN_DATE, "r", quiet=True)
+        event("balances" if _balance(run, str(source), build=build) else "refused")
 
 
 @pytest.mark.spark
@@ -126,6 +123,7 @@ def test_a_drawn_table_is_refused_in_our_words_or_balances(spark: SparkSession, 
 @settings(max_examples=60, phases=[Phase.generate])
 @given(drawn_tables())
 def test_many_drawn_tables_are_refused_in_our_words_or_balance(spark: SparkSession, drawn: Drawn) -> None:
+    """Counts: `--hypothesis-show-statistics`."""
     _fuzz(spark, drawn, build=True)
 
 
