@@ -49,6 +49,8 @@ from dynamix.models.train import ArmSpec, predict, ranker_config, train_arm
 from dynamix.models.warm import WarmStart
 
 DAYS = 7
+WORLD_DAYS = 48
+"""Test days are a sixth of them, from a midnight on; the last has no mature label, which leaves seven."""
 LAG_DAYS = 1
 """Labels of a day are mature a day after it (24 h of attribution)."""
 VALIDATE_DAYS = 5
@@ -138,12 +140,13 @@ def main(presets: Sequence[str], folder: Path, *, users: int, seeds: int) -> Non
 
 def load(preset: str, folder: Path, *, users: int) -> World:
     """The world of a preset: simulated, ingested and joined to its histories where that has not been done."""
-    events, facts = folder / f"{preset}-{users}", folder / f"{preset}-{users}.json"
+    place = folder / f"{preset}-{users}-{WORLD_DAYS}"
+    events, facts = place / "world", place / "facts.json"
     if not (events / "dynamix.yaml").is_file():
-        simulate(events, preset=preset, users=users, days=42, seed=0)
-    config = load_config(files=[events / "dynamix.yaml"], settings=SETTINGS)
+        simulate(events, preset=preset, users=users, days=WORLD_DAYS, seed=0)
+    config = load_config(files=[events / "dynamix.yaml"], settings=(*SETTINGS, f"calendar.days={WORLD_DAYS}"))
     if not facts.is_file():
-        facts.write_text(json.dumps(_through_spark(config, events, folder / f"{preset}-{users}-warehouse")))
+        facts.write_text(json.dumps(_through_spark(config, events, place / "warehouse")))
     told = json.loads(facts.read_text(encoding="utf-8"))
     train = config.train.model_copy(update=TRAIN)
     rows = used_rows(

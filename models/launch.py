@@ -95,13 +95,12 @@ def _torchrun(place: Path, config: TrainConfig, log: IO[str]) -> bool:
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0",
         f"--nproc-per-node={config.processes}", "-m", launched.__name__, str(place),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        return process.wait() == 0
-    finally:
-        if process.poll() is None:  # interrupted here: torchrun takes its processes with it
-            process.terminate()
-            process.wait()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT) as process:
+        try:
+            return process.wait() == 0
+        finally:
+            if process.poll() is None:  # interrupted here: torchrun takes its processes with it
+                process.terminate()
 
 
 def _spark(place: Path, config: TrainConfig, log: IO[str]) -> bool:

@@ -72,7 +72,7 @@ class Ranks:
         return dict(zip(names, self.total(torch.stack([terms[n] for n in names])).unbind(), strict=True))
 
     def check_agreement(self, module: nn.Module) -> None:
-        """GuardError (exit 4) unless the weights of all processes are the same bits: they must never train apart."""
+        """GuardError (exit 4) unless every weight has the same sum in all processes: they must never train apart."""
         if self.size == 1:
             return
         sums = torch.stack([w.detach().double().sum() for w in module.parameters()])

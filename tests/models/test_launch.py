@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 import torch
 from pydantic import ValidationError
+from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
 from dynamix.config import TrainConfig
@@ -295,6 +296,21 @@ def test_cuda_that_is_absent_is_said_before_anything_starts(
     with pytest.raises(EnvironmentTrouble, match=r"train\.device=cuda, but torch sees no CUDA device"):
         train_seeds(SPECS, world, model_config=shape(world), config=config, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spark_that_cannot_start_processes_is_said(
+    world: JaggedRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: TorchDistributor, **options: object) -> None:
+        assert options == {"num_processes": 2, "local_mode": True, "use_gpu": False}
+        raise RuntimeError("An active SparkSession is required.")
+
+    monkeypatch.setattr(TorchDistributor, "__init__", refuse)
+    config = TWO.model_copy(update={"launcher": "spark"})
+    with pytest.raises(
+        EnvironmentTrouble, match=r"train\.launcher=spark: An active .* train\.launcher=torchrun"
+    ):
+        train_seeds(SPECS, world, model_config=shape(world), config=config, folder=tmp_path)
 
 
 def test_fewer_devices_than_processes_are_refused(
