@@ -72,7 +72,7 @@ bundle: setup ## build the wheel of the Databricks bundle and check the bundle (
 	else echo "NOT RUN: databricks bundle validate, as there is no databricks command on PATH (docs/deploy.md)"; fi
 
 lock: ## resolve the lock anew from pyproject.toml and constraints.in
-	@$(PY) -m uv pip compile pyproject.toml --extra dev -c constraints.in --universal --python-version 3.11 \
+	@$(PY) -m uv pip compile pyproject.toml --extra dev --extra connect -c constraints.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet --upgrade -o requirements.lock
 
 audit-deps: setup ## look the lock up in an advisory database (network; docs/security.md)

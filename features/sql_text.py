@@ -7,9 +7,10 @@ there between quotes or backticks comes through here, so that it is a value or a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from dynamix.contracts import Table
 from dynamix.errors import ConfigError
 
 _SUBSTITUTED = "${"
@@ -38,6 +39,21 @@ def named(identifier: str) -> str:
 def delta_at(path: str) -> str:
     """A Delta folder as a table in SQL text."""
     return f"delta.{named(path)}"
+
+
+def create_table(path: str, table: Table, *, properties: Mapping[str, str]) -> str:
+    """Statement that makes an empty Delta folder of this contract where there is none.
+
+    SQL and not Delta's builder, which reaches a Connect server only where that has another plugin. Checks come as
+    properties: ALTER TABLE would be a commit and a scan for each.
+    """
+    checks = {f"delta.constraints.{c.name}_check": c.check for c in table.columns if c.check}
+    listed = ", ".join(f"{quoted(key)} = {quoted(value)}" for key, value in {**properties, **checks}.items())
+    parts = f"PARTITIONED BY ({', '.join(map(named, table.partition_by))})" if table.partition_by else ""
+    return (
+        f"CREATE TABLE IF NOT EXISTS {delta_at(path)} ({table.ddl()}) USING delta {parts} "
+        f"COMMENT {quoted(table.comment)} TBLPROPERTIES ({listed})"
+    )
 
 
 def sound_root(root: Path) -> Path:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from delta.tables import DeltaTable
+import delta.exceptions  # noqa: F401  # conflicts of a local session then come under their own names
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, MapType, StructType
@@ -25,7 +25,7 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 from dynamix.contracts import Table
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError, InputError
 from dynamix.features.spark_settings import session_settings
-from dynamix.features.sql_text import delta_at, named, sound_root
+from dynamix.features.sql_text import create_table, delta_at, named, sound_root
 from dynamix.features.table_files import commit_info, local_path, operation
 
 WRITERS = {
@@ -71,7 +71,7 @@ class Warehouse:
 
     def exists(self, spark: SparkSession, name: str) -> bool:
         """True iff the table has a first commit."""
-        return (self.root / name / "_delta_log").is_dir() and DeltaTable.isDeltaTable(spark, self.path(name))
+        return bool(self.commits(name))
 
     def read(self, spark: SparkSession, name: str, *, version: int | None = None) -> DataFrame:
         """The table's newest rows, or those of a pinned version. GuardError names the verb that writes it.
@@ -110,7 +110,7 @@ class Warehouse:
                 break  # a log of another shape: let Delta say it, which is a Spark job
             if did not in _MAINTENANCE:
                 return int(path.stem)
-        history = DeltaTable.forPath(spark, self.path(name)).history(50)
+        history = spark.sql(f"DESCRIBE HISTORY {self._sql(name)} LIMIT 50")
         rows = history.where(~F.col("operation").isin(*_MAINTENANCE)).select("version").limit(1).collect()
         return int(rows[0]["version"]) if rows else 0
 
@@ -157,18 +157,11 @@ class Warehouse:
             if made.get("dynamix.contract", "") not in ("", contract_digest(table)):
                 raise ConfigError.other_contract(table.name, self.path(table.name))
             return
-        builder = DeltaTable.createIfNotExists(spark).location(self.path(table.name)).comment(table.comment)
-        builder = builder.addColumns(_schema(spark, table))
-        if table.partition_by:
-            builder = builder.partitionedBy(*table.partition_by)
-        builder = builder.property("dynamix.config_hash", definition)
-        builder = builder.property("dynamix.contract", contract_digest(table))
-        for column in table.columns:
-            if column.check:  # with the table: ALTER TABLE would be a commit and a scan for each
-                builder = builder.property(f"delta.constraints.{column.name}_check", column.check)
+        made = {"dynamix.config_hash": definition, "dynamix.contract": contract_digest(table)}
+        statement = create_table(self.path(table.name), table, properties=made)
         self._remove_empty_log(table.name)
         try:
-            _retry(lambda: builder.execute())
+            _retry(lambda: spark.sql(statement))
         except Exception:
             if not self.exists(spark, table.name):
                 raise  # else another first writer has made it meanwhile (docs/faults.md 8)
@@ -193,7 +186,7 @@ class Warehouse:
                 for line in lines:
                     if line.startswith('{"metaData"'):
                         return dict(json.loads(line)["metaData"].get("configuration", {}))
-        detail = DeltaTable.forPath(spark, self.path(name)).detail().select("properties").collect()
+        detail = spark.sql(f"DESCRIBE DETAIL {self._sql(name)}").select("properties").collect()
         return dict(detail[0]["properties"])
 
     def redacted_before(self, spark: SparkSession, name: str) -> int:
@@ -219,8 +212,9 @@ class Warehouse:
         A MERGE: the predicate of a DELETE, with the ids in it, would stand in the log for good.
         """
         same = " AND ".join(f"t.{named(column)} = k.{named(column)}" for column in keys.columns)
-        table = DeltaTable.forPath(spark, self.path(name)).alias("t")
-        _commit(name, lambda: table.merge(keys.alias("k"), same).whenMatchedDelete().execute())
+        keys.createOrReplaceTempView("dynamix_keys")
+        merge = f"MERGE INTO {self._sql(name)} t USING dynamix_keys k ON {same} WHEN MATCHED THEN DELETE"
+        _commit(name, lambda: spark.sql(merge))
 
     def apply_vectors(self, spark: SparkSession, name: str) -> None:
         """Write files anew from which a deletion vector only hides rows."""
@@ -369,8 +363,9 @@ def _retry(action: Callable[[], object]) -> None:
             action()
             return
         except Exception as trouble:
-            said = f"{type(trouble).__name__} {trouble}"  # Delta's own errors carry the name, raw Java ones the text
-            if attempt == _TRIES - 1 or not any(name in said for name in _CONFLICTS):
+            # Delta's own errors carry the name, raw Java ones the text, a Connect server's DELTA_CONCURRENT_APPEND
+            said = f"{type(trouble).__name__} {trouble}".replace("_", "").lower()
+            if attempt == _TRIES - 1 or not any(name.lower() in said for name in _CONFLICTS):
                 raise
             time.sleep(0.2 * 2**attempt * (1 + random.random()))
 

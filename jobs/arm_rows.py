@@ -26,6 +26,7 @@ from dynamix.features.training import training_rows, with_part
 from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run
 from dynamix.jobs.features import cycle_calendar, seen_events
+from dynamix.jobs.frames import held
 from dynamix.jobs.kinds import kinded_sessions
 from dynamix.jobs.mask import newest_segments
 from dynamix.models.carried import Carried
@@ -104,24 +105,20 @@ def build_arms(run: Run) -> ArmRows:
     segments, newest, _ = newest_segments(run)
     stats = warehouse.read(spark, "user_stats").where(F.col("baseline_version") == calendar.baseline_version)
     versions = mask_versions(run, newest)
-    history = event_columns(events, streams, stats, run.config, sessions=kinded_sessions(run)).persist()
-    impressions = label_impressions(events, config=run.config).persist()
-    try:
-        empty = with_part(impressions, calendar).isEmpty()  # a row of each arm is an impression of a part
-        for arm, version in versions.items():
-            if arm == GLOBAL:
-                continue
-            run.note(f"train: rows of {arm} ({version})")
-            frame = training_rows(
-                history, impressions, segments, None if arm == KEEP_ALL else mask_rows(run, version),
-                calendar=calendar, config=run.config, streams=streams, mask_version=version,
-            )  # fmt: skip
-            where = equals(mask_version=version)
-            note = {"run_id": run.run_id}
-            warehouse.replace(spark, TRAINING_ROWS, frame, where=where, metadata=note, empty=empty)
-    finally:
-        history.unpersist()
-        impressions.unpersist()
+    history = held(event_columns(events, streams, stats, run.config, sessions=kinded_sessions(run)))
+    impressions = held(label_impressions(events, config=run.config))
+    empty = with_part(impressions, calendar).isEmpty()  # a row of each arm is an impression of a part
+    for arm, version in versions.items():
+        if arm == GLOBAL:
+            continue
+        run.note(f"train: rows of {arm} ({version})")
+        frame = training_rows(
+            history, impressions, segments, None if arm == KEEP_ALL else mask_rows(run, version),
+            calendar=calendar, config=run.config, streams=streams, mask_version=version,
+        )  # fmt: skip
+        where = equals(mask_version=version)
+        note = {"run_id": run.run_id}
+        warehouse.replace(spark, TRAINING_ROWS, frame, where=where, metadata=note, empty=empty)
     pinned = warehouse.version(spark, TRAINING_ROWS.name)
     assert pinned is not None  # just written; for the type checker
     rows = {

@@ -11,11 +11,22 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from dynamix.errors import EnvironmentTrouble
 from dynamix.jobs.jars import ARTIFACTS, DELTA_VERSION, SPARK_LINE, cache_folder, find_jars, jar_names
-from dynamix.jobs.session import ALLOWED_JAVA, java_program, java_version
+from dynamix.jobs.session import (
+    ALLOWED_JAVA,
+    CLUSTER,
+    CONNECT,
+    LOCAL,
+    Target,
+    java_program,
+    java_version,
+    target,
+    why_silent,
+)
 
 OLDEST_PYTHON = (3, 11)
 JAVA_MODULE = "jdk.incubator.vector"
@@ -23,6 +34,9 @@ FREE_GB = 5.0
 """GB: the demo's two worlds with their tables and shuffle files stay well below it."""
 MEMORY_GB = 8.0
 """GB: the driver takes up to 6 (DYNAMIX_DRIVER_MEMORY), Python workers and torch the rest."""
+
+CLIENT = ("grpc", "grpc_status", "zstandard")
+"""Modules of the extra `connect`."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +50,20 @@ class Check:
 
 
 def doctor(warehouse: Path | None = None, *, environment: Mapping[str, str] | None = None) -> list[Check]:
-    """All checks, in the order in which a fresh machine is mended; raises nothing."""
+    """All checks, in the order in which a fresh machine is mended; raises nothing.
+
+    Java and jars are looked at where a driver is to be started here.
+    """
     env = os.environ if environment is None else environment
     place = (warehouse or Path.cwd()).absolute()
+    where = target(env)
+    own_jvm = where.kind in (LOCAL, CLUSTER)
     return [
         check_python(sys.version_info[:3]),
-        check_java(env),
-        check_modules(env),
+        check_spark(where),
+        *([check_java(env), check_modules(env)] if own_jvm else []),
         check_versions(),
-        check_jars(env),
+        *([check_jars(env)] if own_jvm else []),
         check_disk(place),
         check_memory(),
         check_device(),
@@ -57,6 +76,20 @@ def check_python(version: tuple[int, ...]) -> Check:
     found = ".".join(str(part) for part in version)
     oldest = ".".join(str(part) for part in OLDEST_PYTHON)
     return Check("python", version >= OLDEST_PYTHON, found, f"install Python {oldest} or newer, `make setup`")
+
+
+def check_spark(where: Target) -> Check:
+    """Where Spark runs; of a Connect server or a standalone master, that something answers and the client is there."""
+    if where.kind == CONNECT and (lacking := [name for name in CLIENT if find_spec(name) is None]):
+        fix = "install the extra `connect` of this package (`make setup` does)"
+        return Check("spark", False, f"{where}, without {', '.join(lacking)}", fix)
+    if where.kind == CONNECT and not where.address.startswith("sc://"):
+        return Check("spark", False, str(where), "set SPARK_REMOTE to `sc://host:port`, or unset it")
+    silence = why_silent(where)
+    if silence is None:
+        return Check("spark", True, str(where))
+    fix = "start it, or unset SPARK_REMOTE and DYNAMIX_MASTER to run on this machine"
+    return Check("spark", not silence, f"{where}: {silence}" if silence else f"{where} answers", fix)
 
 
 def check_java(environment: Mapping[str, str]) -> Check:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
+from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from dynamix.contracts import Table
+from dynamix.jobs.session import LOCAL, target
 
 
 def held(frame: DataFrame) -> DataFrame:
     """The same rows, computed now and kept with the executors until the result is out of use. One Spark job.
 
     Later plans begin at these rows. A cached frame (`persist`) would carry its own plan into theirs, and
-    Spark writes every plan out as text at each stage: half of a small run's time went there.
+    Spark writes every plan out as text at each stage: half of a small run's time went there. Off this machine the rows
+    are kept twice: of a worker that dies they would else be lost, and with them the step.
     """
-    return frame.localCheckpoint(eager=True)
+    if target(os.environ).kind == LOCAL:
+        return frame.localCheckpoint(eager=True)
+    return frame.localCheckpoint(eager=True, storageLevel=StorageLevel.MEMORY_AND_DISK_2)
 
 
 def table_frame(spark: SparkSession, table: Table, rows: Sequence[Mapping[str, Any]]) -> DataFrame:

@@ -1,6 +1,7 @@
-"""The Spark session factory: the given session where there is one, else a local one with Delta.
+"""The Spark session factory: the given session where there is one, else one of its own with Delta.
 
-Order: active session (Databricks, Connect) → jars in DYNAMIX_JARS_DIR → cached jars → resolved once.
+Order: active session → platform's own (Databricks) → SPARK_REMOTE (Connect) → a driver here, whose executors are this
+process or those of the cluster in DYNAMIX_MASTER. Delta's jars: DYNAMIX_JARS_DIR, else cached, else resolved once.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ import atexit
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pyspark.sql import SparkSession
 
@@ -26,22 +30,28 @@ SETTINGS: dict[str, str] = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     "spark.sql.session.timeZone": "UTC",  # days and windows are UTC days
     "spark.sql.adaptive.enabled": "true",  # joins small parts after a shuffle, splits skewed ones
-    "spark.sql.shuffle.partitions": "4",  # two cores: 200 tasks would be pure overhead
     "spark.databricks.delta.snapshotPartitions": "1",  # Delta's default of 50 tasks per log read
     # Every file of a partition spans all users: minima and maxima per file cost a write and skip nothing.
     "spark.databricks.delta.properties.defaults.dataSkippingNumIndexedCols": "0",
     "spark.sql.ui.explainMode": "simple",  # the text of every plan is built even where nobody looks
     "spark.sql.maxPlanStringLength": "20000",
-    "spark.sql.sources.parallelPartitionDiscovery.parallelism": "5",  # VACUUM else starts 10,000 tasks
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "50000",
-    "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",  # would overwrite our own progress lines
+}
+"""Of every session that is built here, on this machine or on a cluster."""
+ONE_MACHINE: dict[str, str] = {
+    "spark.sql.shuffle.partitions": "4",  # two cores: 200 tasks would be pure overhead
+    "spark.sql.sources.parallelPartitionDiscovery.parallelism": "5",  # VACUUM else starts 10,000 tasks
+    "spark.ui.enabled": "false",
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.host": "127.0.0.1",
     "spark.sql.catalogImplementation": "in-memory",  # no Derby folder in the caller's directory
 }
-JVM_FLAGS = "-XX:+UseParallelGC -XX:-DontCompileHugeMethods -XX:ReservedCodeCacheSize=512m"
+"""Of a local session only; on a cluster these belong to whoever set it up (spark-defaults.conf, `--conf`)."""
+REMOTE = {"spark.sql.session.timeZone": SETTINGS["spark.sql.session.timeZone"]}
+"""What a session on somebody else's server is given: no more than the results need, as servers refuse most others."""
+CODE_FLAGS = "-XX:-DontCompileHugeMethods -XX:ReservedCodeCacheSize=512m"
 """Judging a raw row is one generated method of more than 8,000 bytes, which Java else interprets for ever.
 A cycle generates more code than the default cache holds, above all with one compiler (48 MB): it would be swept out
 and compiled again until the end.
@@ -49,6 +59,11 @@ and compiled again until the end.
 Short sessions (tests, tiny worlds) gain from `-XX:TieredStopAtLevel=1` in DYNAMIX_JAVA_OPTIONS: the optimising
 compiler costs them more than it pays back. At 20 million history events it halves the writing of rows.
 """
+DRIVER_FLAGS = f"-XX:+UseParallelGC {CODE_FLAGS}"
+"""Executors of a cluster get no collector from us: theirs belongs to whoever set the cluster up, and two do not start."""
+PORTS = {"sc": 15002, "spark": 7077}
+"""Of a Connect server and of a standalone master, where the address names none."""
+ANSWER_S = 3.0
 LAUNCHER_LOG = "launcher.log"
 _LOG4J = """status = error
 rootLogger.level = error
@@ -62,35 +77,119 @@ appender.file.layout.pattern = %d{{HH:mm:ss}} %p %c{{1}}: %m%n%ex
 
 
 def get_spark(app: str = "dynamix", *, environment: Mapping[str, str] | None = None) -> SparkSession:
-    """The active session, or a new local one. EnvironmentTrouble (exit 5) names Java or the jar at fault.
+    """The active session, or a new one. EnvironmentTrouble (exit 5) names Java, the jar or the server at fault.
 
-    Read from the environment: DYNAMIX_JARS_DIR, DYNAMIX_MASTER (`local[*]`), DYNAMIX_DRIVER_MEMORY (`6g`),
-    DYNAMIX_JAVA_OPTIONS (further JVM options), JAVA_HOME, and the signs of a platform that brings its own
-    session, where nothing is built or checked.
+    Read from the environment: SPARK_REMOTE (`sc://host:port`: a Connect server, where nothing is built or checked here),
+    DYNAMIX_MASTER (default `local[*]`, a cluster's is `spark://host:port`), DYNAMIX_PY_FILES (this package as a zip, for
+    workers that lack it), DYNAMIX_JARS_DIR, DYNAMIX_DRIVER_MEMORY (`6g`), DYNAMIX_JAVA_OPTIONS (further JVM options),
+    JAVA_HOME, and the signs of a platform that brings its own session and of `spark-submit`, which brings the JVM.
     """
     active = SparkSession.getActiveSession()
     if active is not None:
         return active
     env = os.environ if environment is None else environment
-    if env.get("SPARK_REMOTE") or env.get("DATABRICKS_RUNTIME_VERSION"):
+    where = target(env)
+    if where.kind == PLATFORM:
         return SparkSession.builder.getOrCreate()
-    check_java(env)
-    jars = resolve_jars(env)
-    # Workers start whichever python3 comes first on PATH unless told (docs/faults.md 42).
-    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    session = _remote(where, env) if where.kind == CONNECT else _driver(app, where, env)
+    for path in filter(None, env.get("DYNAMIX_PY_FILES", "").split(",")):
+        session.addArtifact(path, pyfile=True)
+    return session
+
+
+PLATFORM, CONNECT, SUBMIT, LOCAL, CLUSTER = "platform", "connect", "spark-submit", "local", "cluster"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where Spark runs: one of the five kinds, and the address where there is one."""
+
+    kind: str
+    address: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The address for people: what follows a semicolon may be a token."""
+        return self.address.partition(";")[0]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.shown}".strip()
+
+
+def target(environment: Mapping[str, str]) -> Target:
+    """What `get_spark` would connect to or start under this environment, were no session active."""
+    master, remote = environment.get("DYNAMIX_MASTER", ""), environment.get("SPARK_REMOTE", "")
+    if environment.get("DATABRICKS_RUNTIME_VERSION"):
+        return Target(PLATFORM)
+    if remote:
+        return Target(CONNECT, remote)
+    if environment.get("PYSPARK_GATEWAY_PORT"):
+        return Target(SUBMIT, master)
+    return Target(LOCAL if master.startswith("local") or not master else CLUSTER, master or "local[*]")
+
+
+def why_silent(where: Target) -> str | None:
+    """Why nothing can be reached at the address, empty where something answers, None where that cannot be asked."""
+    first = re.split("[;,]", where.address)[0]  # a token may follow, or further masters
+    url = urlsplit(first)
+    if url.scheme not in PORTS:
+        return None
+    try:
+        with socket.create_connection((url.hostname or "", url.port or PORTS[url.scheme]), ANSWER_S):
+            return ""
+    except (OSError, ValueError) as trouble:
+        return str(trouble)
+
+
+def _remote(where: Target, env: Mapping[str, str]) -> SparkSession:
+    """A session on a Connect server that runs already."""
+    if not where.address.startswith("sc://"):
+        raise EnvironmentTrouble(
+            f"SPARK_REMOTE={where.shown}: allowed is the address of a Connect server that runs, `sc://host:port`; "
+            "without SPARK_REMOTE a local session is started"
+        )
+    proxied = any(env.get(name) for name in ("grpc_proxy", "https_proxy", "http_proxy"))
+    silence = None if proxied else why_silent(where)  # the client itself tries for many minutes
+    if silence:
+        raise EnvironmentTrouble(
+            f"nothing answers at SPARK_REMOTE={where.shown} ({silence}); start the server, or unset SPARK_REMOTE"
+        )
+    builder = SparkSession.builder.remote(where.address)
+    try:
+        for key, value in REMOTE.items():
+            builder = builder.config(key, value)
+        session = builder.getOrCreate()
+    except Exception as trouble:  # a missing package, another kind of server, a wrong token
+        first = (str(trouble).splitlines() or [""])[0]
+        raise EnvironmentTrouble(
+            f"no session on the Connect server SPARK_REMOTE={where.shown} ({type(trouble).__name__}: {first[:200]}); "
+            "check its log and that the extra `connect` of this package is installed"
+        ) from trouble
+    return session
+
+
+def _driver(app: str, where: Target, env: Mapping[str, str]) -> SparkSession:
+    """A session whose driver is this process. Under `spark-submit` master, memory and jars are those it was given."""
+    submitted, local = where.kind == SUBMIT, where.kind == LOCAL
+    jars: list[Path] = []
+    if not submitted:
+        check_java(env)
+        jars = resolve_jars(env)
     work = Path(tempfile.mkdtemp(prefix="dynamix-spark-"))
-    log = work / "log4j2.properties"
-    log.write_text(_LOG4J.format(file=work / "spark.log"), encoding="utf-8")
-    builder = SparkSession.builder.master(env.get("DYNAMIX_MASTER", "local[*]")).appName(app)
-    for key, value in SETTINGS.items():
+    builder = SparkSession.builder.appName(app)
+    if where.address:
+        builder = builder.master(where.address)
+    executors = {"spark.executor.defaultJavaOptions": f"{CODE_FLAGS} {env.get('DYNAMIX_JAVA_OPTIONS', '')}"}
+    for key, value in (SETTINGS | (ONE_MACHINE if local else executors)).items():
         builder = builder.config(key, value)
-    builder = builder.config("spark.jars", ",".join(str(path) for path in jars))
-    builder = builder.config("spark.driver.memory", env.get("DYNAMIX_DRIVER_MEMORY", "6g"))
-    builder = builder.config("spark.sql.warehouse.dir", str(work / "warehouse"))
-    builder = builder.config(
-        "spark.driver.extraJavaOptions",
-        f"{JVM_FLAGS} {env.get('DYNAMIX_JAVA_OPTIONS', '')} -Dlog4j2.configurationFile={log} -Dderby.system.home={work}",
-    )
+    if not submitted:
+        builder = _jvm(builder, work, jars, env)
+    if local:
+        builder = builder.config("spark.sql.warehouse.dir", str(work / "warehouse"))
+    # Workers start whichever python3 comes first on PATH unless told (docs/faults.md 42).
+    os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    if local or "PYSPARK_PYTHON" not in os.environ:  # on other machines it may lie elsewhere
+        os.environ["PYSPARK_PYTHON"] = sys.executable
     try:
         session = _start(builder, work)
     except Exception as trouble:
@@ -101,6 +200,20 @@ def get_spark(app: str = "dynamix", *, environment: Mapping[str, str] | None = N
         ) from trouble
     atexit.register(shutil.rmtree, work, ignore_errors=True)  # kept where the start failed
     return session
+
+
+def _jvm(
+    builder: SparkSession.Builder, work: Path, jars: list[Path], env: Mapping[str, str]
+) -> SparkSession.Builder:
+    """What a JVM that is yet to start is told: Delta's jars, memory, options, and where it logs."""
+    log = work / "log4j2.properties"
+    log.write_text(_LOG4J.format(file=work / "spark.log"), encoding="utf-8")
+    builder = builder.config("spark.jars", ",".join(str(path) for path in jars))
+    builder = builder.config("spark.driver.memory", env.get("DYNAMIX_DRIVER_MEMORY", "6g"))
+    options = [DRIVER_FLAGS, env.get("DYNAMIX_JAVA_OPTIONS", ""), f"-Dlog4j2.configurationFile={log}"]
+    return builder.config(
+        "spark.driver.extraJavaOptions", " ".join([*options, f"-Dderby.system.home={work}"])
+    )
 
 
 def _start(builder: SparkSession.Builder, work: Path) -> SparkSession:

@@ -12,7 +12,13 @@ from dynamix.errors import DynamixError, EnvironmentTrouble, InputError
 from dynamix.features.tables import DISK_FULL, WRITERS, Warehouse
 
 _UNREADABLE = re.compile(r"FAILED_READ_FILE\.?(\w*)\][^\n]*?(?:\s|:)((?:file:)?/\S+?\.parquet)")
-_LOST = ("Python worker exited unexpectedly", "OutOfMemoryError", "ExecutorLostFailure")
+_BARE = "No module named 'dynamix'"
+_LOST = (
+    "Python worker exited unexpectedly",
+    "OutOfMemoryError",
+    "ExecutorLostFailure",
+    "Checkpoint block rdd_",
+)
 
 
 @contextmanager
@@ -33,7 +39,8 @@ def known_trouble(text: str, warehouse: Warehouse) -> DynamixError | None:
     """The error that stands for Spark's own, None where it is none of those that are known.
 
     A Parquet file that is gone or damaged: EnvironmentTrouble with file and table, InputError where the file
-    is of the source (docs/faults.md 26). A full disk or a worker that died: EnvironmentTrouble (docs/faults.md 29).
+    is of the source (docs/faults.md 26). A full disk, a worker that died (docs/faults.md 29) or one without this
+    package: EnvironmentTrouble.
     """
     unreadable = _UNREADABLE.search(text)
     if unreadable:
@@ -42,6 +49,11 @@ def known_trouble(text: str, warehouse: Warehouse) -> DynamixError | None:
         return EnvironmentTrouble(
             "disk full while Spark wrote temporary files; no table was changed by it: free space in the temporary "
             "folder or set TMPDIR and SPARK_LOCAL_DIRS to a larger disk, then run again"
+        )
+    if _BARE in text:
+        return EnvironmentTrouble(
+            "Spark's workers do not have this package: hand them the wheel of `make bundle` as a .zip, by "
+            "DYNAMIX_PY_FILES or `spark-submit --py-files`, or install it there (docs/howto.md)"
         )
     if any(said in text for said in _LOST):
         stage = re.search(r"in stage (\d+)", text)

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tomllib
 import zipfile
 from email import message_from_bytes
@@ -20,7 +19,7 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-import pyspark
+import clusters
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -74,17 +73,7 @@ def zipped(wheel: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interpreter with the third-party packages on its path and without our editable installation."""
-    paths = dict.fromkeys(sysconfig.get_path(key) for key in ("purelib", "platlib"))
-    script = tmp_path_factory.mktemp("bare") / "python"
-    script.write_text(
-        "#!/bin/sh\n"
-        f'export PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}{":".join(paths)}"\n'
-        f'exec "{sys.executable}" -S "$@"\n',  # -S: no .pth file is read
-        encoding="utf-8",
-    )
-    script.chmod(0o755)
-    return script
+    return clusters.bare_python(tmp_path_factory.mktemp("bare"))
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
@@ -267,10 +256,7 @@ def executor_report(
 ) -> dict[str, Any]:
     """One exposure job on one separate bare executor, before and after the zip is handed to the session."""
     folder = tmp_path_factory.mktemp("cluster")
-    home = folder / "spark"  # local-cluster writes its work folder into SPARK_HOME: not into site-packages
-    home.mkdir()
-    for name in ("bin", "jars", "python"):
-        (home / name).symlink_to(Path(pyspark.__file__).parent / name)
+    home = clusters.spark_home(folder)  # local-cluster writes its work folder there
     program = folder / "program.py"
     program.write_text(PROGRAM, encoding="utf-8")
     done = run(

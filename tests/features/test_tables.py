@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,6 +12,8 @@ from pyspark.sql import DataFrame, SparkSession
 
 from dynamix.contracts import Column, Table
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError, InputError
+from dynamix.features import tables
+from dynamix.features.sql_text import create_table
 from dynamix.features.tables import Warehouse
 
 pytestmark = pytest.mark.spark
@@ -125,3 +128,39 @@ def test_compaction_makes_a_version_but_no_change_of_rows(spark: SparkSession, t
     DeltaTable.forPath(spark, path).optimize().executeCompaction()
     assert (warehouse.version(spark, THING.name) or 0) > before
     assert warehouse.data_version(spark, THING.name) == before
+
+
+@pytest.mark.parametrize(
+    ("said", "tries"),
+    [
+        ("[DELTA_CONCURRENT_APPEND.WHOLE_TABLE_READ] files were added", 2),  # as a Connect server says it
+        ("io.delta.exceptions.ConcurrentWriteException: ...", 2),
+        ("[DELTA_TABLE_NOT_FOUND] no such table", 1),
+    ],
+)
+def test_a_conflict_is_tried_again_under_either_name(
+    said: str, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables.time, "sleep", lambda seconds: None)
+    made: list[str] = []
+
+    def commit() -> None:
+        made.append(said)
+        if len(made) == 1:
+            raise RuntimeError(said)
+
+    with contextlib.nullcontext() if tries == 2 else pytest.raises(RuntimeError):
+        tables._retry(commit)
+    assert len(made) == tries
+
+
+def test_texts_of_a_contract_are_texts_whatever_stands_in_them(spark: SparkSession, tmp_path: Path) -> None:
+    column = Column("the `id`", "string", check="`the ``id``` IN ('it''s', '${x}')")
+    odd = Table("streams", key=("day",), columns=(Column("day", "string"),), comment="it's ${x} \\ ;")
+    warehouse = Warehouse(tmp_path)
+    warehouse.create(spark, odd, definition="'")
+    assert warehouse.definition(spark, odd.name) == "'"
+    (row,) = spark.sql(f"DESCRIBE DETAIL delta.`{warehouse.path(odd.name)}`").collect()
+    assert row["description"] == odd.comment
+    checked = create_table("p", Table("streams", key=(), columns=(column,)), properties={})
+    assert r"IN (\'it\'\'s\', \'\u0024{x}\')'" in checked

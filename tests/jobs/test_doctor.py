@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pytest
 from dynamix.jobs import doctor as module
 from dynamix.jobs.doctor import Check, doctor
 from dynamix.jobs.jars import jar_names
+from dynamix.jobs.session import target
 
 NAMES = [
-    "python", "java", "java modules", "spark and delta", "delta jars", "disk", "memory", "torch", "tracking store",
+    "python", "spark", "java", "java modules", "spark and delta", "delta jars", "disk", "memory", "torch",
+    "tracking store",
 ]  # fmt: skip
 
 
@@ -41,6 +44,38 @@ def test_every_check_that_fails_brings_a_fix(tmp_path: Path) -> None:
 def test_an_old_python_is_refused() -> None:
     assert not module.check_python((3, 10, 14)).ok
     assert module.check_python((3, 11, 0)).ok
+
+
+def test_a_connect_server_is_named_without_its_token_and_java_is_not_asked_for(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"sc://127.0.0.1:{server.getsockname()[1]}"
+        env = {"SPARK_REMOTE": f"{address}/;token=abc", "PATH": str(tmp_path)}
+        checks = by_name(doctor(tmp_path, environment=env))
+    assert (checks["spark"].ok, checks["spark"].found) == (True, f"connect {address}/ answers")
+    assert not {"java", "java modules", "delta jars"} & set(checks)
+    gone = module.check_spark(target(env))
+    assert not gone.ok and "abc" not in gone.found
+
+
+def test_a_connect_server_without_its_client_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLIENT", ("json", "no_such_module"))
+    check = module.check_spark(target({"SPARK_REMOTE": "sc://localhost"}))
+    assert not check.ok and check.found.endswith("without no_such_module") and "extra `connect`" in check.fix
+
+
+@pytest.mark.parametrize(
+    ("environment", "ok"),
+    [({}, True), ({"DYNAMIX_MASTER": "yarn"}, True), ({"SPARK_REMOTE": "local[2]"}, False)],
+)
+def test_an_address_that_cannot_be_asked_is_only_named(environment: dict[str, str], ok: bool) -> None:
+    check = module.check_spark(target(environment))
+    assert (check.ok, check.found) == (ok, str(target(environment)))
+
+
+def test_the_first_of_several_masters_is_asked() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        masters = f"spark://127.0.0.1:{server.getsockname()[1]},other:7077"
+        assert module.check_spark(target({"DYNAMIX_MASTER": masters})).ok
 
 
 def test_missing_jars_are_named_as_artifacts(tmp_path: Path) -> None:

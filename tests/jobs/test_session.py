@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from pyspark.sql import SparkSession
 
 from dynamix.errors import EnvironmentTrouble
+from dynamix.features.tables import Warehouse
 from dynamix.jobs import jars, session
+from dynamix.jobs.frames import held
+from dynamix.jobs.troubles import said_plainly
 
 
 def fake_java(folder: Path, banner: str) -> Path:
@@ -83,6 +88,129 @@ def test_an_active_session_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) ->
     assert session.get_spark(environment={}) is given
 
 
+@pytest.mark.parametrize(
+    ("environment", "kind", "said"),
+    [
+        ({}, session.LOCAL, "local local[*]"),
+        ({"DYNAMIX_MASTER": "local[2]"}, session.LOCAL, "local local[2]"),
+        ({"DYNAMIX_MASTER": "spark://h:7077"}, session.CLUSTER, "cluster spark://h:7077"),
+        ({"PYSPARK_GATEWAY_PORT": "1"}, session.SUBMIT, "spark-submit"),
+        ({"SPARK_REMOTE": "sc://h/;token=abc", "DYNAMIX_MASTER": "yarn"}, session.CONNECT, "connect sc://h/"),
+        ({"SPARK_REMOTE": "x", "DATABRICKS_RUNTIME_VERSION": "18"}, session.PLATFORM, "platform"),
+    ],
+)
+def test_the_environment_says_where_spark_runs(environment: dict[str, str], kind: str, said: str) -> None:
+    found = session.target(environment)
+    assert (found.kind, str(found)) == (kind, said)
+
+
+class Noted:
+    """A builder that only notes what it is told; its session counts what it is handed."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, str] = {}
+        self.handed: list[str] = []
+
+    def config(self, key: str, value: str) -> Noted:
+        self.told[key] = value
+        return self
+
+    def master(self, value: str) -> Noted:
+        return self.config("master", value)
+
+    def appName(self, value: str) -> Noted:
+        return self.config("app", value)
+
+    def getOrCreate(self) -> Noted:
+        return self
+
+    def addArtifact(self, path: str, *, pyfile: bool) -> None:
+        assert pyfile
+        self.handed.append(path)
+
+
+def built(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Noted:
+    """What a driver under this environment would be told, without starting one."""
+    noted = Noted()
+    monkeypatch.setattr(SparkSession, "getActiveSession", staticmethod(lambda: None))
+    monkeypatch.setattr(SparkSession, "builder", noted)
+    monkeypatch.setattr(session, "check_java", lambda env: 17)
+    monkeypatch.setattr(session, "resolve_jars", lambda env: [Path("delta.jar")])
+    monkeypatch.setenv("PYSPARK_PYTHON", "their-python")
+    assert session.get_spark(environment=environment) is noted  # type: ignore[comparison-overlap]
+    return noted
+
+
+def test_a_cluster_keeps_its_own_settings_and_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = built(monkeypatch, DYNAMIX_MASTER="spark://h:7077", DYNAMIX_PY_FILES="a.zip,b.zip")
+    assert (
+        told.told.items()
+        >= {**session.SETTINGS, "master": "spark://h:7077", "spark.jars": "delta.jar"}.items()
+    )
+    assert not set(session.ONE_MACHINE) & set(told.told)
+    assert told.told["spark.executor.defaultJavaOptions"].startswith(session.CODE_FLAGS)
+    assert os.environ["PYSPARK_PYTHON"] == "their-python"
+    assert told.handed == ["a.zip", "b.zip"]
+
+
+def test_this_machine_takes_its_own_settings_and_this_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = built(monkeypatch).told
+    assert told.items() >= {**session.ONE_MACHINE, "master": "local[*]"}.items()
+    assert os.environ["PYSPARK_PYTHON"] == sys.executable
+
+
+def test_spark_submit_keeps_the_master_memory_and_jars_that_it_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = built(monkeypatch, PYSPARK_GATEWAY_PORT="1").told
+    assert not {"master", "spark.jars", "spark.driver.memory"} & set(told)
+    assert told.items() >= session.SETTINGS.items()
+
+
+def test_a_remote_that_is_no_running_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SparkSession, "getActiveSession", staticmethod(lambda: None))
+    with pytest.raises(
+        EnvironmentTrouble, match=r"SPARK_REMOTE=local\[2\]: allowed is .*sc://host:port"
+    ) as caught:
+        session.get_spark(environment={"SPARK_REMOTE": "local[2]"})
+    assert caught.value.exit_code == 5
+
+
+def test_a_server_that_does_not_answer_is_said_at_once_and_without_its_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Spark's own client tries for many minutes."""
+    monkeypatch.setattr(SparkSession, "getActiveSession", staticmethod(lambda: None))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"sc://127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(EnvironmentTrouble, match="nothing answers at SPARK_REMOTE=sc://127") as caught:
+        session.get_spark(environment={"SPARK_REMOTE": f"{address}/;token=abc"})
+    assert "abc" not in caught.value.message
+
+
+@pytest.mark.parametrize(("master", "twice"), [("local[2]", False), ("spark://h:7077", True)])
+def test_held_rows_are_kept_twice_where_a_worker_may_die(
+    monkeypatch: pytest.MonkeyPatch, master: str, twice: bool
+) -> None:
+    monkeypatch.setenv("DYNAMIX_MASTER", master)
+    frame = Mock()
+    assert held(frame) is frame.localCheckpoint.return_value
+    level = frame.localCheckpoint.call_args.kwargs.get("storageLevel")
+    assert (level is not None and level.replication == 2) is twice
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("ModuleNotFoundError: No module named 'dynamix'", "hand them the wheel of .* DYNAMIX_PY_FILES"),
+        ("[CHECKPOINT_RDD_BLOCK_ID_NOT_FOUND] Checkpoint block rdd_7_1 not found!", "a worker died"),
+    ],
+)
+def test_what_workers_lack_is_said_plainly(said: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentTrouble, match=told), said_plainly(Warehouse(tmp_path)):
+        raise RuntimeError(f"PythonException: ...\n{said}\n")
+
+
 def test_there_are_seven_jars_of_two_releases() -> None:
     names = jars.jar_names()
     assert len(set(names)) == 7
@@ -149,7 +277,8 @@ def test_the_command_ends_with_exit_5_and_one_line(tmp_path: Path) -> None:
 @pytest.mark.spark
 @pytest.mark.usefixtures("as_configured")
 def test_the_local_session_has_the_promised_settings(spark: SparkSession) -> None:
-    assert {key: spark.conf.get(key) for key in session.SETTINGS} == session.SETTINGS
+    promised = session.SETTINGS | session.ONE_MACHINE
+    assert {key: spark.conf.get(key) for key in promised} == promised
     assert spark.conf.get("spark.sql.ansi.enabled") == "true"
     assert os.environ["PYSPARK_PYTHON"] == sys.executable
     assert len((spark.conf.get("spark.jars") or "").split(",")) == 7
