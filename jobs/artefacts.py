@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from functools import cache
 from html import escape
-from pathlib import Path
+from importlib.resources import files
 
 from dynamix.errors import DynamixError
 from dynamix.jobs import heatmap, heatmap_chart, page_figures, svg
@@ -69,7 +69,7 @@ def log_report_figures(run: Run, data: ReportData) -> list[str]:
 @cache
 def style_sheet() -> str:
     """The report's style sheet."""
-    return Path(__file__).with_name("templates").joinpath("style.css.j2").read_text(encoding="utf-8")
+    return (files("dynamix.jobs") / "templates" / "style.css.j2").read_text(encoding="utf-8")
 
 
 def _html(body: str, title: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+from importlib.resources import files
 from pathlib import Path
 
 from pyspark.sql import functions as F
@@ -12,12 +12,11 @@ from dynamix.contracts import MASKS
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.files import write_whole
 from dynamix.jobs.score import default_model
-from dynamix.models import mask_reader
 from dynamix.models.bundle import Origin, bundle_text, golden_vectors, mask_note, mask_status
 from dynamix.models.registry import artefact_folder
 from dynamix.models.service import load_preparation
 
-BUNDLE, GOLDEN = "mask-bundle.json", "mask-bundle.golden.json"
+BUNDLE, GOLDEN, READER = "mask-bundle.json", "mask-bundle.golden.json", "mask_reader.py"
 
 
 def bundle(
@@ -41,7 +40,7 @@ def bundle(
     place.mkdir(parents=True, exist_ok=True)
     write_whole(place / BUNDLE, text)
     write_whole(place / GOLDEN, json.dumps(golden_vectors(preparation)))
-    shutil.copy(mask_reader.__file__, place / Path(mask_reader.__file__).name)
+    (place / READER).write_bytes((files("dynamix.models") / READER).read_bytes())
     note = mask_note(preparation, status)
     size = len(text.encode())
     said = f"wrote {place / BUNDLE} ({size:,} bytes): {version.address}, mask {preparation.mask_version} ({status})"

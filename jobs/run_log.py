@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from pyspark.sql import DataFrame, SparkSession
@@ -50,14 +52,24 @@ class Step:
 def source_hash() -> str:
     """SHA-256 over the package's own Python and template files, so that new code runs its steps again."""
     digest = hashlib.sha256(dynamix.__version__.encode())
-    roots = [dynamix, dynamix.features, dynamix.segmentation, dynamix.models, dynamix.jobs]
-    for package in roots:
-        folder = Path(str(package.__file__)).parent
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in {".py", ".j2"} and "__pycache__" not in path.parts:
-                digest.update(f"{package.__name__}/{path.relative_to(folder)}".encode())
-                digest.update(path.read_bytes())
+    found: dict[str, bytes] = {}
+    for package in (dynamix, dynamix.features, dynamix.segmentation, dynamix.models, dynamix.jobs):
+        found |= _sources(files(package), package.__name__.replace(".", "/"))
+    for name, text in sorted(found.items()):
+        digest.update(name.encode())
+        digest.update(text)
     return digest.hexdigest()[:16]
+
+
+def _sources(folder: Traversable, name: str) -> dict[str, bytes]:
+    """Text of each Python and template file by its name below the package, which may be a folder or a zip."""
+    found: dict[str, bytes] = {}
+    for one in folder.iterdir():
+        if one.is_dir() and one.name != "__pycache__":
+            found |= _sources(one, f"{name}/{one.name}")
+        elif one.name.endswith((".py", ".j2")):
+            found[f"{name}/{one.name}"] = one.read_bytes()
+    return found
 
 
 def content_id(spark: SparkSession, warehouse: Warehouse, name: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError
-from dynamix.models.requirements import requirements
+from dynamix.models.requirements import model_code, requirements
 from dynamix.models.stated_store import as_stated
 from dynamix.redaction import harmless, without_secrets
 
@@ -108,10 +108,10 @@ def register_ranker(
     """
     artefacts = {"model": str(folder)} | ({"evidence": str(evidence)} if evidence else {})
     with connected(registry) as mlflow:
-        with mlflow.start_run(run_id=run_id):
+        with mlflow.start_run(run_id=run_id), model_code("pyfunc_model.py") as code:
             info = mlflow.pyfunc.log_model(
                 name="ranker",
-                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+                python_model=code,
                 artifacts=artefacts,
                 signature=ranker_signature(_heads(folder)),
                 input_example=example,
@@ -133,11 +133,14 @@ def register_segmenter(
     """New version of `dynamix-segmenter` whose artefact is the mixture's JSON; it becomes the challenger."""
     with connected(registry) as mlflow:
         experiment = _experiment(mlflow, registry)
-        with mlflow.start_run(experiment_id=experiment, run_name=run_name, tags=dict(tags)):
+        with (
+            mlflow.start_run(experiment_id=experiment, run_name=run_name, tags=dict(tags)),
+            model_code("pyfunc_segmenter.py") as code,
+        ):
             _log(mlflow, {}, metrics)
             info = mlflow.pyfunc.log_model(
                 name="segmenter",
-                python_model=str(Path(__file__).with_name("pyfunc_segmenter.py")),
+                python_model=code,
                 artifacts={"segmenter": str(artefact)},
                 signature=segmenter_signature(),
                 registered_model_name=SEGMENTER,

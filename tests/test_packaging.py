@@ -24,6 +24,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from dynamix.jobs.run_log import source_hash
+
 PROJECT = Path(__file__).resolve().parents[1]
 FOLDERS = {"dynamix": "src/dynamix"} | {
     f"dynamix/{name}": name for name in ("features", "segmentation", "models", "jobs")
@@ -180,6 +182,30 @@ def test_every_module_that_runs_on_executors_imports_from_the_zip(
     ]
     done = run(bare_python, "-c", IMPORT_ALL, str(zipped), *names, folder=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+ITSELF = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from dynamix.jobs import artefacts, bundle, report, run_log
+from dynamix.models.requirements import model_code
+assert run_log.__file__.startswith(sys.argv[1]), run_log.__file__
+assert artefacts.style_sheet() and (bundle.files("dynamix.models") / bundle.READER).is_file()
+for name in ("pyfunc_model.py", "pyfunc_segmenter.py"):
+    with model_code(name) as code:
+        assert Path(code).name == name and Path(code).read_text()
+print(run_log.source_hash())
+"""
+
+
+def test_a_driver_reads_what_it_needs_of_itself_from_the_zip_too(
+    zipped: Path, bare_python: Path, tmp_path: Path
+) -> None:
+    """As under `spark-submit --py-files`, where the zip goes before what is installed."""
+    done = run(bare_python, "-c", ITSELF, str(zipped), folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == source_hash()
 
 
 PROGRAM = '''
