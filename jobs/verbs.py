@@ -33,8 +33,8 @@ from dynamix.jobs.troubles import said_plainly
 
 DATELESS = ("forget", "maintain", "diff")
 """Verbs that ask no table for their date: nobody may be left in them after `forget`, the others do not depend on it."""
-FROM_NOTHING = ("ingest", "run", "plan", "report")
-"""Verbs for which a folder may be empty: they fill it, or say that it is."""
+FROM_NOTHING = ("ingest", "run", "plan", "report", "bundle")
+"""Verbs for which a folder may hold no table: they fill it, say that it is empty, or need its registry alone."""
 
 
 def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:

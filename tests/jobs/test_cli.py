@@ -81,7 +81,6 @@ def test_a_source_that_is_not_there_ends_with_three_before_spark_starts(
         ["diff", "m1", "m2"],
         ["features"],
         ["score"],
-        ["bundle"],
         ["monitor"],
         ["explain", "a/b"],
     ],
