@@ -25,7 +25,7 @@ from faults.processes import LEAN
 from dynamix.jobs.jars import resolve_jars
 
 HOST = "127.0.0.1"
-START_LIMIT_S = 120
+START_LIMIT_S = 400
 CONNECT_SERVER = "org.apache.spark.sql.connect.service.SparkConnectServer"
 WORKER_MB = 1024
 """An executor's heap; there is one executor a worker."""
