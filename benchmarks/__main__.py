@@ -13,6 +13,7 @@
 `python -m benchmarks serving` times one request and a batch of them, by the pyfunc and by the mask bundle's reader.
 `python -m benchmarks rankers [--presets S0,S1] [--users 4000] [--seeds 2]` sets the three trunks beside simpler models.
 `python -m benchmarks warm [--presets S0] [--users 1500] [--seeds 2]` switches a mask on under a live ranker, seven days.
+`python -m benchmarks cost --folder F [--sizes 1000000,5000000,20000000]` prices events and tokens verb by verb.
 `python -m benchmarks mrmr` sets one pass of sums beside the package mrmr-selection.
 """
 
@@ -23,6 +24,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import (
+    cost,
     drift,
     features,
     gates,
@@ -43,7 +45,7 @@ from benchmarks.soak_world import Plan
 
 WHAT = (
     "worlds", "summary", "kernels", "features", "gates", "drift", "quality", "increment", "segmenters", "headline",
-    "mrmr", "rankers", "serving", "soak", "warm",
+    "mrmr", "rankers", "serving", "soak", "warm", "cost",
 )  # fmt: skip
 
 
@@ -90,11 +92,12 @@ def main() -> int:
     )
     parser.add_argument("--per-day", type=int, default=100_000, help="events, for increment")
     parser.add_argument("--late", type=int, default=2, help="days by which all rows are there, for increment")
-    parser.add_argument("--sizes", default="1000000,5000000,20000000", help="events, for features")
+    parser.add_argument("--sizes", default="1000000,5000000,20000000", help="events, for features, cost")
     parser.add_argument("--workloads", default="uniform,hot", help="for features")
     parser.add_argument(
         "--engines", default=",".join(features.ENGINES), help="for features; the first is compared with all"
     )
+    parser.add_argument("--verbs", default=",".join(cost.VERBS), help="for cost")
     parser.add_argument("--runs", type=int, default=5, help="timed rounds, for features")
     parser.add_argument("--memory", default="4g", help="largest heap of each Spark side, for features")
     parser.add_argument("--arms", help="all, or names, for headline, rankers")
@@ -128,6 +131,10 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as scratch:
             place = options.folder or Path(scratch)
             increment.main(place, days=ages, per_day=options.per_day, late_days=options.late)
+        return 0
+    if options.what == "cost":
+        with tempfile.TemporaryDirectory() as scratch:
+            price(options, options.folder or Path(scratch))
         return 0
     if options.what == "soak":
         days = Plan(days=int(options.days or 30), users=options.users, seed=int(options.seeds or 0))
@@ -190,6 +197,17 @@ def compare_features(options: argparse.Namespace, folder: Path) -> None:
         runs=options.runs,
         engines=options.engines.split(","),
         memory=options.memory,
+    )
+
+
+def price(options: argparse.Namespace, folder: Path) -> None:
+    """`benchmarks cost` with the sizes and verbs of the command line, and no settings but the defaults."""
+    cost.main(
+        folder,
+        events=[int(size) for size in options.sizes.split(",")],
+        seed=int(options.seeds or 0),
+        verbs=options.verbs.split(","),
+        settings=[],
     )
 
 

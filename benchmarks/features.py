@@ -16,7 +16,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from typing import Any
 
 from benchmarks.features_data import make_events
 from benchmarks.features_equal import differences, rows
+from benchmarks.processes import Meter
 
 ENGINES = {
     "product": "features_spark:Product",
@@ -36,8 +36,6 @@ ENGINES = {
     "session-window": "features_spark:SessionWindow",
 }
 THREADS = 2
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -73,9 +71,8 @@ class Worker:
             [sys.executable, "-m", "benchmarks.features_worker", ENGINES[engine]],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
         )  # fmt: skip
-        self.peak = 0
-        self._done = threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._meter = Meter(self.process.pid)
+        self._meter.__enter__()
         self._answer()
         self.start_s = time.perf_counter() - began
 
@@ -83,21 +80,26 @@ class Worker:
         return self
 
     def __exit__(self, *trouble: object) -> None:
-        self._done.set()
+        self._meter.__exit__(None, None, None)
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+
+    @property
+    def peak(self) -> int:
+        """Most memory of the tree so far, in bytes."""
+        return self._meter.peak_bytes
 
     def run(self, events: Path, out: Path) -> tuple[float, float]:
         """(wall seconds, CPU seconds of the whole tree) of one build; `out` is emptied before."""
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         assert self.process.stdin is not None
-        before = cpu_seconds(self.process.pid)
+        before = self._meter.cpu_s
         self.process.stdin.write(json.dumps({"events": str(events), "out": str(out)}) + "\n")
         self.process.stdin.flush()
         seconds = float(self._answer()["seconds"])
-        return seconds, cpu_seconds(self.process.pid) - before
+        return seconds, self._meter.cpu_s - before
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -105,44 +107,6 @@ class Worker:
             if line.startswith("{"):
                 return dict(json.loads(line))
         raise SystemExit(f"an engine ended with exit {self.process.wait()}; its error is above")
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.1):
-            self.peak = max(self.peak, sum(memory_bytes(pid) for pid in tree(self.process.pid)))
-
-
-def tree(root: int) -> Iterator[int]:
-    """A process and all below it, from /proc; the root alone where there is no /proc."""
-    yield root
-    try:
-        children = Path(f"/proc/{root}/task/{root}/children").read_text(encoding="ascii").split()
-        threads = [p for p in Path(f"/proc/{root}/task").iterdir() if p.name != str(root)]
-        for thread in threads:  # the JVM starts Python from any of its threads
-            children += (thread / "children").read_text(encoding="ascii").split()
-    except OSError:
-        return
-    for child in children:
-        yield from tree(int(child))
-
-
-def memory_bytes(pid: int) -> int:
-    """Resident memory, pages shared by forks counted in each; 0 where it is unknown."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE
-    except (OSError, IndexError):
-        return 0
-
-
-def cpu_seconds(root: int) -> float:
-    """User and system seconds of a tree, ended children included; NaN where there is no /proc."""
-    total = 0
-    for pid in tree(root):
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        except OSError:
-            continue
-        total += sum(int(x) for x in fields[11:15])
-    return total / _TICK if total else math.nan
 
 
 def measure(

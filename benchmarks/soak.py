@@ -28,8 +28,8 @@ from unittest.mock import patch
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 
-from benchmarks.features import cpu_seconds
 from benchmarks.increment import added_bytes, say
+from benchmarks.processes import Meter
 from benchmarks.soak_table import DAILY, WEEKLY, Day, report
 from benchmarks.soak_world import Plan, write_world
 from dynamix.config import Config, load_config
@@ -172,9 +172,11 @@ def live(life: Life, files: list[tuple[int, Path]], number: int) -> Day:
     before = {folder.name: len(life.place.commits(folder.name)) for folder in delta_folders(life.place.root)}
     if number == life.plan.found_day:  # the day whose rows were missing, as a job with that run date
         day.seconds["backfill"] = timed(lambda: _daily(life, life.plan.lost_day, Day(0, "")))
-    crash, spent = life.crash_of(number), cpu_seconds(os.getpid())
-    _daily(life, number, day, crash)
-    day.cpu_s = cpu_seconds(os.getpid()) - spent
+    crash = life.crash_of(number)
+    with Meter(os.getpid()) as meter:
+        before = meter.cpu_s
+        _daily(life, number, day, crash)
+        day.cpu_s = meter.cpu_s - before
     trained = _weekly(life, number, day, crash) if life.plan.is_weekly(number) else None
     place = life.place
     new = [
