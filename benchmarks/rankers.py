@@ -5,7 +5,8 @@ Each model learns from the training days, is tuned on the validation days and ju
 is expected under the planted probabilities, with NE of the drawn labels beside it. Intervals are over users (and seeds),
 differences are paired by row. The best baseline is the one with the least NE on validation rows. Rows per second are of
 processor time with one thread, from jagged rows to probabilities. `--presets` also takes folders of events as `dynamix
-import` writes them. What was fitted stays in the folder.
+import` writes them. What was fitted stays in the folder. FuxiCTR's DIN is one of the arms where two variables name an
+environment that has it (benchmarks/rankers_fuxictr.py); it runs there and is not timed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import rankers_fuxictr
 from benchmarks import rankers_tabular as tabular
 from benchmarks.headline import model_of
 from benchmarks.headline_table import interval, scored
@@ -61,6 +63,8 @@ class Arm:
     fit: Fit
     drawn: bool = False
     baseline: bool = True
+    timed: bool = True
+    """False where another process predicts, whose time is not ours to compare."""
 
 
 class NoTrunk(TrainerPlugin):
@@ -108,6 +112,13 @@ ARMS: Mapping[str, Arm] = {
     ),
     "linear": Arm("ranker without a trunk", trunk_of("din", NoTrunk()), drawn=True, baseline=False),
     **{kind: Arm(f"ranker, {kind}", trunk_of(kind), drawn=True, baseline=False) for kind in TRUNKS},
+    "fuxictr": Arm(
+        "FuxiCTR's DIN",
+        lambda w, s: rankers_fuxictr.fit(w.rows, w.head, items=w.config.train.item_buckets, seed=s),
+        drawn=True,
+        baseline=False,
+        timed=False,
+    ),
 }
 
 
@@ -140,7 +151,8 @@ def main(sources: Sequence[str], folder: Path, *, users: int, seeds: int, arms: 
 
 def chosen(text: str | None) -> list[str]:
     """Arms of a command line, None takes all. SystemExit names those that exist."""
-    names = list(ARMS) if text in (None, "all") else str(text).split(",")
+    there = [name for name in ARMS if name != "fuxictr" or rankers_fuxictr.is_there()]
+    names = there if text in (None, "all") else str(text).split(",")
     unknown = sorted(set(names) - set(ARMS))
     if unknown:
         raise SystemExit(f"--arms {','.join(unknown)}; allowed: all, {', '.join(ARMS)}")
@@ -178,7 +190,7 @@ def fitted(world: HeadlineWorld, name: str, seed: int) -> Fitted:
         model.predict(test)[None],
         model.predict(validate)[None],
         seconds,
-        rate_of(model, test.take(np.arange(min(BATCH, len(test))))),
+        rate_of(model, test.take(np.arange(min(BATCH, len(test))))) if ARMS[name].timed else 0.0,
     )
     np.savez_compressed(path, key=json.dumps(key), **vars(result))
     return result
@@ -236,7 +248,7 @@ def table(world: HeadlineWorld, lines: Sequence[Mapping[str, Any]], seeds: int) 
     ]
     for x in lines:
         delta = "0" if x["arm"] == x["best"] else interval(x["delta"], x["low"], x["high"])
-        rate = f"{x['rows_per_s']:,.0f}" if x["arm"] != "constant" else ""
+        rate = f"{x['rows_per_s']:,.0f}" if x["arm"] != "constant" and x["rows_per_s"] else ""
         calibrated = f"{x['calibration']:.3f} [{x['calibration_low']:.3f}, {x['calibration_high']:.3f}]"
         found.append(
             f"| {x['says']} | {x['ne']:.4f} [{x['ne_low']:.4f}, {x['ne_high']:.4f}] | {x['ne_labels']:.4f} | {delta} "

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from headline_rows import HEAD, acting_rows
 
-from benchmarks import rankers, rankers_tabular
+from benchmarks import rankers, rankers_fuxictr, rankers_tabular
 from benchmarks.headline_world import HeadlineWorld
 from dynamix.config import Config, TrainConfig
 from dynamix.models.metrics import NeState
@@ -20,7 +20,7 @@ TRAIN = TrainConfig(
     batch_size=128, epochs=1, min_steps=60, threads=1, embedding_dim=4, hidden=(8,), item_buckets=10, bootstrap=50
 )  # fmt: skip
 IDS = {"acts": 0, "null": 1, "rare": 2}
-NAMES = [name for name in rankers.ARMS if name != "lightgbm" or find_spec("lightgbm")]
+NAMES = [n for n in rankers.ARMS if n != "fuxictr" and (n != "lightgbm" or find_spec("lightgbm"))]
 
 
 @pytest.fixture(name="world")
@@ -90,7 +90,8 @@ def test_the_ranker_without_a_trunk_has_learned_and_has_none(world: HeadlineWorl
     assert not model.ranker.heads.out.weight.any() and model.ranker.linear.shared.any()
 
 
-def test_an_arm_that_is_unknown_is_named() -> None:
-    assert rankers.chosen(None) == list(rankers.ARMS)
+def test_an_arm_that_is_unknown_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(rankers_fuxictr.PYTHON, raising=False)
+    assert rankers.chosen(None) == [name for name in rankers.ARMS if name != "fuxictr"]
     with pytest.raises(SystemExit, match="allowed: all, constant"):
         rankers.chosen("dhen")
