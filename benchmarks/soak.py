@@ -34,8 +34,9 @@ from benchmarks.soak_table import DAILY, WEEKLY, Day, report
 from benchmarks.soak_world import Plan, write_world
 from dynamix.config import Config, load_config
 from dynamix.contracts import EBF_SESSION, EBF_SURFACE, EVENTS, EVENTS_QUARANTINE, TABLES, USER_STATS, Table
+from dynamix.features.content import content_hash
 from dynamix.features.table_files import delta_folders
-from dynamix.features.tables import Warehouse, content_hash
+from dynamix.features.tables import Warehouse
 from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run, StepResult, new_run_id
 from dynamix.jobs.features import features

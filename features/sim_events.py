@@ -110,7 +110,7 @@ def draw_content(
         dwell_ms=dwell,
         session=session,
         censored=censored,
-        z=_standardise(dwell, stream, users.habit[user], ~censored),
+        z=standardise(dwell, stream, users.habit[user], ~censored),
         intent=intent,
         first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
     )
@@ -205,7 +205,7 @@ def _session_starts(
     return total + pushed - user * wide
 
 
-def _standardise(dwell: Ints, stream: Ints, habit: Floats, seen: Bools) -> Floats:
+def standardise(dwell: Ints, stream: Ints, habit: Floats, seen: Bools) -> Floats:
     """z = clip((ln(1 + dwell) - habit - mean) / sd, ±3), moments per stream over the events with a visible dwell."""
     log = np.log1p(dwell.astype(np.float64)) - habit
     n = np.maximum(np.bincount(stream[seen], minlength=W.N_STREAMS), 1)

@@ -86,13 +86,22 @@ def acting_events(world: World, content: Content) -> Bools:
     return acting & (content.ts_ms >= world.preset.acts_from_day * W.DAY_MS)
 
 
-def draw_impressions(world: World, content: Content, days: int, rng: np.random.Generator) -> Impressions:
-    """Requests of one to four impressions while a content event is on screen; active users get more."""
-    counts = np.diff(content.first)
+def draw_impressions(
+    world: World, content: Content, days: int, rng: np.random.Generator, *, since: int = 0
+) -> Impressions:
+    """Requests of one to four impressions while a content event is on screen; active users get more.
+
+    On events of day `since` to before day `days` of the world.
+    """
+    start = content.first[:-1]
+    if since:
+        from_key = np.arange(len(start)) * _SPAN_MS + since * W.DAY_MS
+        start = np.searchsorted(content.user * _SPAN_MS + content.ts_ms, from_key, side="left")
+    counts = content.first[1:] - start
     pull = np.sqrt(counts)
-    rate = W.REQUESTS * days / W.BASE_DAYS * pull / max(float(pull.mean()), 1e-12)
+    rate = W.REQUESTS * (days - since) / W.BASE_DAYS * pull / max(float(pull.mean()), 1e-12)
     user = np.repeat(np.arange(len(counts)), rng.poisson(rate))
-    anchor = content.first[user] + np.floor(rng.random(len(user)) * counts[user]).astype(np.int64)
+    anchor = start[user] + np.floor(rng.random(len(user)) * counts[user]).astype(np.int64)
     ts = _moments(content, anchor, rng)
     follows = np.full(len(user), -1, dtype=np.int64)  # request that this one makes a path with
     if world.preset.path_rate:
@@ -143,7 +152,7 @@ def _separate_paths(imps: Impressions, rng: np.random.Generator) -> Impressions:
     while True:
         later = np.flatnonzero(path_from >= 0)
         item[later] = item[path_from[later]]
-        earlier, clash = _same_within_a_day(imps, item)
+        earlier, clash = same_within_a_day(imps, item)
         own = path_from[clash] == earlier
         earlier, clash = earlier[~own], clash[~own]
         if not len(clash):
@@ -155,7 +164,7 @@ def _separate_paths(imps: Impressions, rng: np.random.Generator) -> Impressions:
         item[fresh] = rng.integers(W.N_ITEMS, size=len(fresh))
 
 
-def _same_within_a_day(imps: Impressions, item: Ints) -> tuple[Ints, Ints]:
+def same_within_a_day(imps: Impressions, item: Ints) -> tuple[Ints, Ints]:
     """Rows (earlier, later) of impressions in turn of one user and item at most 24 h apart."""
     order = np.lexsort((imps.position, imps.ts_us, item, imps.user))
     same = (np.diff(imps.user[order]) == 0) & (np.diff(item[order]) == 0)
@@ -188,7 +197,7 @@ def _draw_items(world: World, content: Content, imps: Impressions, rng: np.rando
 def _separate(imps: Impressions, item: Ints, rng: np.random.Generator) -> Ints:
     """Replace items until no user sees the same one twice within 24 h; the earliest impression keeps its own."""
     while True:
-        _, clash = _same_within_a_day(imps, item)
+        _, clash = same_within_a_day(imps, item)
         if not len(clash):
             return item
         item = item.copy()
@@ -283,15 +292,26 @@ def draw_truth(
 def draw_conversions(
     content: Content, imps: Impressions, label: Bools, days: int, rng: np.random.Generator
 ) -> Conversions:
-    """One conversion per positive impression, within 24 h, that changes no content dwell and joins no sessions.
+    """One conversion per positive impression, within 24 h; those past the end of the world are left out."""
+    user, item = imps.user[label], imps.item[label]
+    moment = conversion_moments(content, user, wanted_moments(imps.ts_us[label], rng))
+    kept = moment < days * W.DAY_MS * 1000
+    return Conversions(user=user[kept], ts_us=moment[kept], item=item[kept])
+
+
+def wanted_moments(shown_us: Ints, rng: np.random.Generator) -> Ints:
+    """When the conversion of each positive impression would come, whatever else the user does (µs)."""
+    top = 1 - np.exp(-((W.DELAY_MAX_MS / W.DELAY_SCALE_MS) ** W.DELAY_SHAPE))
+    delay = W.DELAY_SCALE_MS * (-np.log1p(-top * rng.random(len(shown_us)))) ** (1 / W.DELAY_SHAPE)
+    return np.asarray(shown_us + np.maximum(delay * 1000, 1).astype(np.int64), dtype=np.int64)
+
+
+def conversion_moments(content: Content, user: Ints, wanted: Ints) -> Ints:
+    """When it does come (µs), so that it changes no content dwell and joins no sessions.
 
     Inside a session it takes the time of the next content event and is ordered before it, so the
     dwell of the event before stays whole. Outside it keeps CONVERSION_GAP_MS from both neighbouring sessions.
     """
-    user, item, shown = imps.user[label], imps.item[label], imps.ts_us[label]
-    top = 1 - np.exp(-((W.DELAY_MAX_MS / W.DELAY_SCALE_MS) ** W.DELAY_SHAPE))
-    delay = W.DELAY_SCALE_MS * (-np.log1p(-top * rng.random(len(user)))) ** (1 / W.DELAY_SHAPE)
-    wanted = shown + np.maximum(delay * 1000, 1).astype(np.int64)
     ts = content.ts_ms * 1000
     key = user * _SPAN_MS + _ceil_ms(wanted)
     follow = np.searchsorted(content.user * _SPAN_MS + content.ts_ms, key, side="left")
@@ -300,9 +320,7 @@ def draw_conversions(
     inside = has_next & (content.session[nearest] == content.session[follow - 1])
     low = ts[follow - 1] + W.CONVERSION_GAP_MS * 1000
     high = np.where(has_next, ts[nearest] - W.CONVERSION_GAP_MS * 1000, np.iinfo(np.int64).max)
-    moment = np.where(inside, ts[nearest], np.clip(wanted, low, high))
-    kept = moment < days * W.DAY_MS * 1000
-    return Conversions(user=user[kept], ts_us=moment[kept], item=item[kept])
+    return np.asarray(np.where(inside, ts[nearest], np.clip(wanted, low, high)), dtype=np.int64)
 
 
 def _ceil_ms(ts_us: Ints) -> Ints:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from dynamix.features import sim_world as W
 from dynamix.features.sim_events import Content, Users
 from dynamix.features.sim_labels import Conversions, Impressions, Truth
-from dynamix.features.sim_world import Ints, World
+from dynamix.features.sim_world import Bools, Floats, Ints, World
 from dynamix.features.sources.output import TIMESTAMP, raw_events
 
 _CONVERSION, _CONTENT, _IMPRESSION = 0, 1, 2
@@ -26,8 +26,14 @@ def event_table(
     *,
     start: date,
     rng: np.random.Generator,
+    before: tuple[int, int, int] = (0, 0, 0),
+    dwell_logged: bool = False,
 ) -> pa.Table:
-    """Raw events of all users, sorted by user, time, then conversion before content; `event_seq` counts ties."""
+    """Raw events of all users, sorted by user, time, then conversion before content; `event_seq` counts ties.
+
+    `before` are the conversions, content events and impressions of earlier days, whose numbers are taken.
+    `dwell_logged` writes the dwell that happened where a next event ended it, for logs that leave events out.
+    """
     sizes = (len(conversions.user), len(content.user), len(imps.user))
     kind = np.repeat([_CONVERSION, _CONTENT, _IMPRESSION], sizes)
     row = np.concatenate([np.arange(size) for size in sizes])
@@ -38,9 +44,12 @@ def event_table(
     request = np.concatenate([np.full(sizes[0] + sizes[1], -1), imps.request])
     position = np.concatenate([np.full(sizes[0] + sizes[1], -1), imps.position])
     value = np.round(np.exp(3.0 + 0.6 * rng.normal(size=sizes[0])), 2)
+    dwell = np.concatenate(
+        [np.full(sizes[0], -1), np.where(content.censored, -1, content.dwell_ms), np.full(sizes[2], -1)]
+    )
     order = np.lexsort((row, kind, ts, user))
-    kind, row, user, ts, item, stream, request, position = (
-        a[order] for a in (kind, row, user, ts, item, stream, request, position)
+    kind, row, user, ts, item, stream, request, position, dwell = (
+        a[order] for a in (kind, row, user, ts, item, stream, request, position, dwell)
     )
     shown = kind == _IMPRESSION
     surface, event_type = _names(world, stream, kind)
@@ -50,7 +59,7 @@ def event_table(
             "event_ts": pa.array(ts + _epoch_us(start)).cast(TIMESTAMP),
             "event_type": event_type,
             "surface": surface,
-            "event_id": _event_ids(kind, row),
+            "event_id": _event_ids(kind, row + np.asarray(before)[kind]),
             "event_seq": pa.array(_ties(user, ts)),
             "item_id": _ids("i", item, 5),
             "category": _ids("c", item % W.N_CATEGORIES, 2),
@@ -63,6 +72,7 @@ def event_table(
             "request_id": _ids("r", request, 8, where=shown),
             "position": pa.array(position, mask=~shown),
             "value": pa.array(value).take(pa.array(row, mask=kind != _CONVERSION)),
+            **({"dwell_ms": pa.array(dwell, mask=dwell < 0)} if dwell_logged else {}),
         }
     )
 
@@ -163,10 +173,12 @@ def truth_intent(world: World) -> pa.Table:
     )
 
 
-def truth_paths(imps: Impressions) -> pa.Table:
+def truth_paths(imps: Impressions, *, before: int = 0) -> pa.Table:
     """One row a path: the impression that a conversion is credited to, and the earlier one of the same item."""
     later = np.flatnonzero(imps.path_from >= 0)
-    ids = [_event_ids(np.full(len(rows), _IMPRESSION), rows) for rows in (later, imps.path_from[later])]
+    ids = [
+        _event_ids(np.full(len(rows), _IMPRESSION), rows + before) for rows in (later, imps.path_from[later])
+    ]
     return pa.table({"impression_id": ids[0], "first_impression_id": ids[1]})
 
 
@@ -181,14 +193,14 @@ def truth_types(world: World) -> pa.Table:
     )
 
 
-def truth_impressions(imps: Impressions, truth: Truth) -> pa.Table:
+def truth_impressions(p: Floats, label: Bools, *, before: int = 0) -> pa.Table:
     """One row an impression: impression_id (= event_id), p, and the planted label, matured or not."""
-    rows = np.arange(len(truth.p))
+    rows = np.arange(len(p)) + before
     return pa.table(
         {
             "impression_id": _event_ids(np.full(len(rows), _IMPRESSION), rows),
-            "p": pa.array(truth.p),
-            "label": pa.array(truth.label.astype(np.int8)),
+            "p": pa.array(p),
+            "label": pa.array(label.astype(np.int8)),
         }
     )
 

@@ -31,6 +31,7 @@ Kind = Literal["null", "trace", "weak", "strong", "u", "match", "copy"]
 SEGMENT_SHARES = (0.35, 0.25, 0.18, 0.12, 0.07, 0.03)
 N_SEGMENTS = len(SEGMENT_SHARES)
 BASE_DAYS = 42
+MAX_DAYS = 365
 EVENTS_MEDIAN, EVENTS_LOG_SD = 75.0, 0.8  # content events a user in BASE_DAYS, log-normal
 EVENTS_MAX = 3000
 HABIT_SD = 0.4  # of ln dwell, presets with a habit

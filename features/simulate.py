@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from dynamix.features import sim_world as W
 from dynamix.features.sim_world import Floats, Ints, World
 from dynamix.features.sources.output import staged_folder, write_config, write_parquet
 
-MAX_DAYS = 365
 EVENT_FILES = 4
+WORLD_FILE = "world.json"
+"""What a world was drawn from, so that it can go on."""
 CONFIG: dict[str, object] = {
     "impression_types": ["impression"],
     "click_types": [],
@@ -25,6 +27,18 @@ CONFIG: dict[str, object] = {
     "label_meaning": "simulated ad conversion",
     "attribution": {"click_window": "24h", "view_window": "24h", "join_on": [["item_id"]]},
 }
+
+
+@dataclass(frozen=True)
+class WorldFile:
+    """What `world.json` states; `weeks` names the mask version that each later week was logged under, "" for none."""
+
+    preset: str
+    users: int
+    days: int
+    seed: int
+    first: date
+    weeks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,10 +105,14 @@ def simulate(
         write_parquet(sim_tables.truth_cells(drawn.world, drawn.truth), folder / "truth_cells")
         write_parquet(sim_tables.truth_segments(drawn.world), folder / "truth_segments")
         write_parquet(
-            sim_tables.truth_impressions(drawn.impressions, drawn.truth), folder / "truth_impressions"
+            sim_tables.truth_impressions(drawn.truth.p, drawn.truth.label), folder / "truth_impressions"
         )
         for name, table in extra_truth(drawn, start=start, days=days).items():
             write_parquet(table, folder / name)
+        stated = WorldFile(preset, users, days, seed, start)
+        (folder / WORLD_FILE).write_text(
+            json.dumps({**asdict(stated), "first": str(start)}), encoding="utf-8"
+        )
         write_config(
             CONFIG, folder / "dynamix.yaml", comment=f"simulated world {preset}, seed {seed}, {days} days"
         )
@@ -116,6 +134,17 @@ def simulate(
         mean_p=float(truth.p.mean()) if len(truth.p) else 0.0,
         null_event_share=float(null.mean()) if len(null) else 0.0,
     )
+
+
+def read_world(out: Path) -> WorldFile:
+    """What the world in this folder was drawn from. ConfigError (exit 2) where it does not say."""
+    file = out / WORLD_FILE
+    if not file.is_file():
+        raise ConfigError(
+            f"--out {out} holds no {WORLD_FILE}, so it cannot go on; simulate a world there first, without --continue"
+        )
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    return WorldFile(**{**tree, "first": date.fromisoformat(tree["first"]), "weeks": tuple(tree["weeks"])})
 
 
 def extra_truth(drawn: Simulation, *, start: date, days: int) -> dict[str, pa.Table]:
@@ -142,8 +171,8 @@ def draw(
     """The world in memory; every stage has a generator of its own, so a change in one leaves the others' draws."""
     if users < 1:
         raise ConfigError.bad_value("--users", users, "1 or more")
-    if not 1 <= days <= MAX_DAYS:
-        raise ConfigError.bad_value("--days", days, f"1 to {MAX_DAYS}")
+    if not 1 <= days <= W.MAX_DAYS:
+        raise ConfigError.bad_value("--days", days, f"1 to {W.MAX_DAYS}")
     if seed < 0:
         raise ConfigError.bad_value("--seed", seed, "0 or more")
     world = W.draw_world(W.preset_named(preset), np.random.default_rng([seed, 0]))

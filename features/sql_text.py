@@ -7,6 +7,7 @@ there between quotes or backticks comes through here, so that it is a value or a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dynamix.errors import ConfigError
 
 _SUBSTITUTED = "${"
 """Spark puts variables in place of `${...}` before it reads the text, even between quotes."""
+_SCHEMA = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
 def quoted(text: str) -> str:
@@ -41,8 +43,8 @@ def delta_at(path: str) -> str:
     return f"delta.{named(path)}"
 
 
-def create_table(path: str, table: Table, *, properties: Mapping[str, str]) -> str:
-    """Statement that makes an empty Delta folder of this contract where there is none.
+def create_table(place: str, table: Table, *, properties: Mapping[str, str]) -> str:
+    """Statement that makes an empty Delta table of this contract where there is none; `place` is SQL text already.
 
     SQL and not Delta's builder, which reaches a Connect server only where that has another plugin. Checks come as
     properties: ALTER TABLE would be a commit and a scan for each.
@@ -51,9 +53,18 @@ def create_table(path: str, table: Table, *, properties: Mapping[str, str]) -> s
     listed = ", ".join(f"{quoted(key)} = {quoted(value)}" for key, value in {**properties, **checks}.items())
     parts = f"PARTITIONED BY ({', '.join(map(named, table.partition_by))})" if table.partition_by else ""
     return (
-        f"CREATE TABLE IF NOT EXISTS {delta_at(path)} ({table.ddl()}) USING delta {parts} "
+        f"CREATE TABLE IF NOT EXISTS {place} ({table.ddl()}) USING delta {parts} "
         f"COMMENT {quoted(table.comment)} TBLPROPERTIES ({listed})"
     )
+
+
+def is_schema_name(text: str) -> bool:
+    """Whether a `--warehouse` is `catalog.schema`: two names and a dot, and no folder that is already there.
+
+    >>> is_schema_name("main.ads"), is_schema_name("./main.ads"), is_schema_name("warehouse")
+    (True, False, False)
+    """
+    return bool(_SCHEMA.fullmatch(text)) and not Path(text).is_dir()
 
 
 def sound_root(root: Path) -> Path:

@@ -7,7 +7,6 @@ so a rerun gives the same rows (docs/faults.md 1-8). An empty frame never replac
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import random
 import re
@@ -20,13 +19,14 @@ from typing import Any, cast
 import delta.exceptions  # noqa: F401  # conflicts of a local session then come under their own names
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, DataType, MapType, StructType
+from pyspark.sql.types import StructType
 
 from dynamix.contracts import Table
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError, InputError
+from dynamix.features.content import content_hash, contract_digest
 from dynamix.features.spark_settings import session_settings
 from dynamix.features.sql_text import create_table, delta_at, named, sound_root
-from dynamix.features.table_files import commit_info, local_path, operation
+from dynamix.features.table_files import commit_info, delta_folders, local_path, operation
 
 WRITERS = {
     "events": "ingest", "events_quarantine": "ingest", "streams": "features", "ebf_session": "features",
@@ -35,7 +35,7 @@ WRITERS = {
     "run_log": "run", "opt_out": "ingest",
 }  # fmt: skip
 _CONFLICTS = ("ConcurrentAppend", "ConcurrentWrite", "ConcurrentDelete", "ProtocolChanged", "MetadataChanged")
-_MAINTENANCE = (
+MAINTENANCE = (
     "OPTIMIZE",
     "VACUUM START",
     "VACUUM END",
@@ -43,6 +43,7 @@ _MAINTENANCE = (
     "ADD CONSTRAINT",
     "CREATE TABLE",
 )
+"""Operations of a commit that change no row."""
 _TRIES = 5
 REDACTED = "dynamix.redacted_before"
 """Table property: versions before this one held users who were forgotten since (docs/privacy.md)."""
@@ -62,6 +63,9 @@ class Warehouse:
     def __init__(self, root: str | Path) -> None:
         object.__setattr__(self, "root", sound_root(Path(root).absolute()))
 
+    def __str__(self) -> str:
+        return str(self.root)
+
     @property
     def private(self) -> Path:
         return self.root / "_dynamix"
@@ -79,8 +83,7 @@ class Warehouse:
         EnvironmentTrouble (exit 5) for a version that is redacted, since users were forgotten after it.
         """
         if not self.exists(spark, name):
-            raise GuardError(f"table {name!r} is not in {self.root}; run `dynamix {WRITERS[name]}` first")
-        reader = spark.read.format("delta")
+            raise GuardError(f"table {name!r} is not in {self}; run `dynamix {WRITERS[name]}` first")
         if version is not None:
             first = self.redacted_before(spark, name)
             if version < first:
@@ -88,6 +91,11 @@ class Warehouse:
                     f"table {name!r} version {version} is redacted: users in it were forgotten; versions from {first} on "
                     "can be read: run the step that asks for it again, so that the pin moves on"
                 )
+        return self._rows(spark, name, version)
+
+    def _rows(self, spark: SparkSession, name: str, version: int | None) -> DataFrame:
+        reader = spark.read.format("delta")
+        if version is not None:
             reader = reader.option("versionAsOf", version)
         return reader.load(self.path(name))
 
@@ -108,10 +116,10 @@ class Warehouse:
             did = operation(path)
             if did is None:
                 break  # a log of another shape: let Delta say it, which is a Spark job
-            if did not in _MAINTENANCE:
+            if did not in MAINTENANCE:
                 return int(path.stem)
-        history = spark.sql(f"DESCRIBE HISTORY {self._sql(name)} LIMIT 50")
-        rows = history.where(~F.col("operation").isin(*_MAINTENANCE)).select("version").limit(1).collect()
+        history = spark.sql(f"DESCRIBE HISTORY {self.sql(name)} LIMIT 50")
+        rows = history.where(~F.col("operation").isin(*MAINTENANCE)).select("version").limit(1).collect()
         return int(rows[0]["version"]) if rows else 0
 
     def note(self, name: str, key: str) -> dict[str, Any] | None:
@@ -158,7 +166,7 @@ class Warehouse:
                 raise ConfigError.other_contract(table.name, self.path(table.name))
             return
         made = {"dynamix.config_hash": definition, "dynamix.contract": contract_digest(table)}
-        statement = create_table(self.path(table.name), table, properties=made)
+        statement = create_table(self.sql(table.name), table, properties=made)
         self._remove_empty_log(table.name)
         try:
             _retry(lambda: spark.sql(statement))
@@ -186,7 +194,7 @@ class Warehouse:
                 for line in lines:
                     if line.startswith('{"metaData"'):
                         return dict(json.loads(line)["metaData"].get("configuration", {}))
-        detail = spark.sql(f"DESCRIBE DETAIL {self._sql(name)}").select("properties").collect()
+        detail = spark.sql(f"DESCRIBE DETAIL {self.sql(name)}").select("properties").collect()
         return dict(detail[0]["properties"])
 
     def redacted_before(self, spark: SparkSession, name: str) -> int:
@@ -202,7 +210,7 @@ class Warehouse:
             _commit(
                 name,
                 lambda: spark.sql(
-                    f"ALTER TABLE {self._sql(name)} SET TBLPROPERTIES ('{REDACTED}' = '{before}')"
+                    f"ALTER TABLE {self.sql(name)} SET TBLPROPERTIES ('{REDACTED}' = '{before}')"
                 ),
             )
 
@@ -213,22 +221,35 @@ class Warehouse:
         """
         same = " AND ".join(f"t.{named(column)} = k.{named(column)}" for column in keys.columns)
         keys.createOrReplaceTempView("dynamix_keys")
-        merge = f"MERGE INTO {self._sql(name)} t USING dynamix_keys k ON {same} WHEN MATCHED THEN DELETE"
+        merge = f"MERGE INTO {self.sql(name)} t USING dynamix_keys k ON {same} WHEN MATCHED THEN DELETE"
         _commit(name, lambda: spark.sql(merge))
 
     def apply_vectors(self, spark: SparkSession, name: str) -> None:
         """Write files anew from which a deletion vector only hides rows."""
-        _commit(name, lambda: spark.sql(f"REORG TABLE {self._sql(name)} APPLY (PURGE)"))
+        _commit(name, lambda: spark.sql(f"REORG TABLE {self.sql(name)} APPLY (PURGE)"))
 
     def purge(self, spark: SparkSession, name: str, inventory: DataFrame) -> None:
         """Delete the files of `inventory` (VACUUM's columns) for good, except what the newest version needs."""
         inventory.createOrReplaceTempView("dynamix_inventory")
         listed = "USING INVENTORY (SELECT * FROM dynamix_inventory) RETAIN 0 HOURS"
         with session_settings(spark, {"spark.databricks.delta.retentionDurationCheck.enabled": "false"}):
-            _commit(name, lambda: spark.sql(f"VACUUM {self._sql(name)} {listed}"))
+            _commit(name, lambda: spark.sql(f"VACUUM {self.sql(name)} {listed}"))
 
-    def _sql(self, name: str) -> str:
+    def sql(self, name: str) -> str:
+        """The table as SQL text names it."""
         return delta_at(self.path(name))
+
+    def folder(self, name: str) -> Path:
+        """Folder of a table. EnvironmentTrouble (exit 5) for one that is in no folder of this machine."""
+        return self.root / name
+
+    def folders(self) -> list[Path]:
+        """Folders of all Delta tables here, clones and those of other hands included."""
+        return delta_folders(self.root)
+
+    def has_tables(self) -> bool:
+        """True iff there is any Delta table."""
+        return bool(self.folders())
 
     def drop(self, name: str) -> None:
         """Remove the table's folder; only `--rebuild` does this."""
@@ -266,15 +287,20 @@ class Warehouse:
         self.create(spark, table, definition=definition)
         if table.partition_by and gather:
             aligned = aligned.repartition(*table.partition_by)
-        writer = aligned.write.format("delta").mode("overwrite")
+        _commit(table.name, lambda: self._overwrite(table.name, aligned, where, metadata))
+        version = self.version(spark, table.name)
+        assert version is not None  # just written; for the type checker
+        return version
+
+    def _overwrite(
+        self, name: str, frame: DataFrame, where: str | None, metadata: Mapping[str, object] | None
+    ) -> None:
+        writer = frame.write.format("delta").mode("overwrite")
         if where is not None:
             writer = writer.option("replaceWhere", where)
         if metadata:
             writer = writer.option("userMetadata", json.dumps(metadata, sort_keys=True, default=str))
-        _commit(table.name, lambda: writer.save(self.path(table.name)))
-        version = self.version(spark, table.name)
-        assert version is not None  # just written; for the type checker
-        return version
+        writer.save(self.path(name))
 
     def _aligned(self, spark: SparkSession, table: Table, frame: DataFrame) -> DataFrame:
         have = set(frame.columns)
@@ -316,35 +342,6 @@ class Warehouse:
     def content_hash(self, spark: SparkSession, table: Table, *, where: str = "true") -> str:
         """Order-independent hash of the rows without run ids and clock columns (docs: interface 6)."""
         return content_hash(self.read(spark, table.name).where(where), table)
-
-
-def content_hash(frame: DataFrame, table: Table) -> str:
-    """SHA-256 over the sorted row hashes; maps enter with sorted keys."""
-    names = [n for n in table.names if n not in table.unhashed and not n.endswith("_at")]
-    fields = {f.name: f.dataType for f in frame.schema.fields}
-    parts = [F.coalesce(_hashable(F.col(n), fields[n]).cast("string"), F.lit("\x00")) for n in names]
-    rows = frame.select(F.sha2(F.concat_ws("\x01", *parts), 256).alias("h"))
-    listed = rows.groupBy(F.substring("h", 1, 2).alias("b")).agg(
-        F.sha2(F.concat_ws("", F.sort_array(F.collect_list("h"))), 256).alias("h")
-    )
-    digest = hashlib.sha256()
-    for row in listed.orderBy("b").collect():
-        digest.update(f"{row['b']}{row['h']}".encode())
-    return digest.hexdigest()[:16]
-
-
-def contract_digest(table: Table) -> str:
-    """Hash of the contract's columns, key and partitions, stored with the table."""
-    text = "|".join([table.ddl(), ",".join(table.key), ",".join(table.partition_by)])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _hashable(column: Any, data_type: DataType) -> Any:
-    if isinstance(data_type, MapType):
-        return F.to_json(F.array_sort(F.map_entries(column)))
-    if isinstance(data_type, ArrayType | StructType):
-        return F.to_json(column)
-    return column
 
 
 def _schema(spark: SparkSession, table: Table) -> StructType:

@@ -13,6 +13,7 @@ from typing import Any
 
 from dynamix.config import Config
 from dynamix.errors import ConfigError, DynamixError, GuardError
+from dynamix.features.sql_text import is_schema_name
 from dynamix.jobs.hidden import hide, hide_all, shown
 from dynamix.jobs.options import build_parser
 
@@ -74,17 +75,31 @@ def _say(arguments: Namespace, *lines: str) -> None:
 
 
 def _simulate(arguments: Namespace, outcome: Outcome) -> None:
-    from dynamix.features.simulate import simulate
+    stated = {name: getattr(arguments, name) for name in ("preset", "users", "days", "seed")}
+    given = {name: value for name, value in stated.items() if value is not None}
+    if arguments.further:
+        if given:
+            raise ConfigError(
+                f"--continue goes on with the world in {arguments.out}; --{min(given)} is for a new one: leave it out"
+            )
+        outcome.facts = asdict(_continued(arguments.out, arguments.masks))
+    elif arguments.masks is not None:
+        raise ConfigError("--masks goes with --continue: a new world has no mask yet")
+    else:
+        from dynamix.features.simulate import simulate
 
-    summary = simulate(
-        arguments.out,
-        preset=arguments.preset,
-        users=arguments.users,
-        days=arguments.days,
-        seed=arguments.seed,
-    )
-    outcome.facts = asdict(summary)
+        outcome.facts = asdict(simulate(arguments.out, **given))
     _say(arguments, f"wrote {arguments.out}", *_facts(outcome.facts))
+
+
+def _continued(out: Path, masks: str | None) -> Any:
+    from dynamix.features.sim_continue import continue_world
+
+    if masks is None:
+        return continue_world(out)
+    from dynamix.jobs.continued import continue_with  # needs Spark
+
+    return continue_with(out, masks)
 
 
 def _facts(facts: Mapping[str, Any]) -> list[str]:
@@ -149,11 +164,20 @@ def _settings(arguments: Namespace) -> Config:
 
     refuse_missing_source(getattr(arguments, "events", None))
     return resolve_config(
-        warehouse=arguments.warehouse,
+        warehouse=_root(arguments.warehouse),
         events=getattr(arguments, "events", None),
         files=arguments.config,
         settings=arguments.settings,
     )
+
+
+def _root(warehouse: str) -> Path:
+    """Folder of the warehouse, or of what lies beside the tables of a schema."""
+    if not is_schema_name(warehouse):
+        return Path(warehouse)
+    from dynamix.jobs.places import place_of  # only the session's metastore knows
+
+    return place_of(warehouse).root
 
 
 def _on_warehouse(arguments: Namespace, outcome: Outcome) -> None:
@@ -190,7 +214,7 @@ def _rollback(arguments: Namespace, outcome: Outcome) -> None:
     from dynamix.jobs.context import registry_of
     from dynamix.jobs.rollback import rollback
 
-    private = arguments.warehouse / "_dynamix"
+    private = _root(arguments.warehouse) / "_dynamix"
     if not private.is_dir():
         raise ConfigError(f"--warehouse {arguments.warehouse} is no warehouse of DynamiX; check the path")
     outcome.facts = rollback(registry_of(private), arguments.model, to=arguments.to).facts

@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 from dynamix.config import Config
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.hidden import shown
+from dynamix.models.model_names import stated_schema
 from dynamix.models.registry import Registry
 from dynamix.models.stated_store import STATED
 
@@ -51,7 +52,7 @@ class Run:
 
 def registry_of(private: Path, tracking_uri: str = "") -> Registry:
     """As `Run.registry`, for verbs that need no session; `private` is `W/_dynamix`."""
-    return Registry(private, tracking_uri or os.environ.get(STATED, ""))
+    return Registry(private, tracking_uri or os.environ.get(STATED, ""), stated_schema(os.environ))
 
 
 @dataclass

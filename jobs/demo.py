@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from dynamix.config import load_config
 from dynamix.features.simulate import simulate
+from dynamix.features.tables import Warehouse
 from dynamix.jobs.context import Run
 from dynamix.jobs.report import report
 from dynamix.jobs.run import execute, run_all
@@ -56,7 +57,7 @@ def _world(folder: Path, *, users: int, days: int, settings: list[str]) -> Run:
         print(f"simulating {users:,} users over {days} days into {world}", file=sys.stderr, flush=True)
         simulate(world, preset=PRESET, users=users, days=days, seed=SEED)
     config = load_config(files=[world / "dynamix.yaml"], settings=[*SETTINGS, *settings])
-    run = open_run(folder / "warehouse", config, str(world), run_date=None)
+    run = open_run(Warehouse(folder / "warehouse"), config, str(world), run_date=None)
     (run.folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     store_config(run.warehouse.root, config)
     return run

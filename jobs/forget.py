@@ -15,7 +15,8 @@ from pathlib import Path
 from dynamix.contracts import EVENTS, EVENTS_QUARANTINE, TRAINING_ROWS
 from dynamix.errors import EnvironmentTrouble, GuardError, InputError
 from dynamix.features.erasure import ROW_HASH, USER, Held, Users, held_in, without_users
-from dynamix.features.table_files import LOG, data_files, delta_folders, logged_files
+from dynamix.features.table_files import LOG, data_files, logged_files
+from dynamix.features.tables import Warehouse
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.files import write_whole
 from dynamix.jobs.forgotten import load_forgotten, store_forgotten
@@ -85,7 +86,7 @@ def forget(run: Run, *, users: Path, dry_run: bool = False, tracking_uri: str = 
     known = found.held.users | {name for name in names if stored.knows(name)}
     if not (known or found.plain or found.stuck):
         raise InputError(
-            f"--users {users}: none of its {len(names)} users is known in {place.root}; ids are written as in "
+            f"--users {users}: none of its {len(names)} users is known in {place}; ids are written as in "
             f"{EVENTS.name}.user_id, one a line"
         )
     result = StepResult(counters={"users": len(names), "users_known": len(known)})
@@ -115,9 +116,9 @@ def forget(run: Run, *, users: Path, dry_run: bool = False, tracking_uri: str = 
     return result
 
 
-def refuse_wrong_call(users: Path, warehouse: Path) -> None:
-    """Before a session is started: ConfigError (exit 2) where no table is, InputError (exit 3) where no user is."""
-    refuse_no_table(warehouse)
+def refuse_wrong_call(users: Path, place: Warehouse) -> None:
+    """Before anything is looked at: ConfigError (exit 2) where no table is, InputError (exit 3) where no user is."""
+    refuse_no_table(place)
     read_users(users)
 
 
@@ -127,7 +128,7 @@ def refuse_wrong_call(users: Path, warehouse: Path) -> None:
 def survey(run: Run, names: Iterable[str]) -> Found:
     """Every place of the warehouse that holds one of the users; reads one or a few columns of every data file."""
     root, users = run.warehouse.root, Users(frozenset(names))
-    folders = delta_folders(root)
+    folders = run.warehouse.folders()
     tables = {folder.name: _survey_table(run, folder, users) for folder in folders}
     held = sum((one.everything for one in tables.values()), Held())
     users = Users(users.names, held.events)
@@ -252,11 +253,11 @@ def _erase(run: Run, names: frozenset[str], found: Found, result: StepResult) ->
             run.note(f"forget: rows of {name}")
             _erase_rows(run, name, names, found.tables[name].live)
     for name in (name for name in ordered if found.tables[name].everything):
-        old = _survey_table(run, place.root / name, Users(names)).old_files
+        old = _survey_table(run, place.folder(name), Users(names)).old_files
         if old:
             run.note(f"forget: {len(old)} files of older versions of {name}")
             if old & logged_files(
-                place.root / name
+                place.folder(name)
             ):  # else only a dead writer left them, and no version has them
                 place.redact(spark, name, before=place.version(spark, name) or 0)
             _purge(run, name, old)
@@ -270,7 +271,7 @@ def _erase_rows(run: Run, name: str, names: frozenset[str], live: Held) -> None:
     column, values = (ROW_HASH, live.hashes) if quarantine else (USER, names)
     keys = run.spark.createDataFrame([(value,) for value in sorted(values)], f"{column} string")
     run.warehouse.erase(run.spark, name, keys)
-    if _survey_table(run, run.warehouse.root / name, Users(names)).live:
+    if _survey_table(run, run.warehouse.folder(name), Users(names)).live:
         run.warehouse.apply_vectors(run.spark, name)
 
 

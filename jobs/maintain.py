@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from dynamix.features.sql_text import delta_at
 from dynamix.features.tables import WRITERS
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.retention import KEEP_HOURS, keep_hours, pinned_versions, refuse_short, retention_sql
@@ -25,19 +24,15 @@ def maintain(run: Run, *, least: int = KEEP_HOURS, tracking_uri: str = "") -> St
     hours: dict[str, int] = {}
     pinned: dict[str, list[int]] = {}
     for name in (name for name in WRITERS if place.exists(spark, name)):
-        log = (
-            spark.sql(f"DESCRIBE HISTORY {delta_at(place.path(name))}")
-            .select("version", "timestamp")
-            .collect()
-        )
+        log = spark.sql(f"DESCRIBE HISTORY {place.sql(name)}").select("version", "timestamp").collect()
         commits = {int(row["version"]): row["timestamp"].astimezone(UTC) for row in log}
         first = place.redacted_before(spark, name)
         pinned[name] = sorted(v for v in pins.get(name, ()) if v >= first)
         hours[name] = keep_hours(commits, pinned[name], now=now, least=least)
     result, lines = StepResult(), []
     for name, kept in hours.items():
-        table = delta_at(place.path(name))
-        for statement in (retention_sql(place.path(name), kept), f"OPTIMIZE {table}", f"VACUUM {table}"):
+        table = place.sql(name)
+        for statement in (retention_sql(table, kept), f"OPTIMIZE {table}", f"VACUUM {table}"):
             spark.sql(statement)
         result.tables[name] = place.version(spark, name) or 0
         held = ", ".join(map(str, pinned[name])) or "none"

@@ -19,8 +19,11 @@ from typing import Any, NamedTuple
 from pyspark.sql import DataFrame, SparkSession
 
 from dynamix.errors import ConfigError, GuardError
+from dynamix.features.sql_text import is_schema_name
+from dynamix.features.tables import Warehouse
 from dynamix.jobs.artefacts import style_sheet
 from dynamix.jobs.context import Run
+from dynamix.jobs.places import place_of
 from dynamix.jobs.session import get_spark
 from dynamix.jobs.settings import resolve_config
 from dynamix.jobs.verbs import open_run
@@ -117,7 +120,7 @@ def open_page(warehouse: str, run_date: str = "") -> Run:
     A relative path counts from the current folder or the one above, so a page opened in `notebooks/` finds the
     demo. GuardError where no warehouse is there, ConfigError for what is no date.
     """
-    place = next((p for p in (Path(warehouse), Path("..") / warehouse) if (p / "events").is_dir()), None)
+    place = _found(warehouse)
     if place is None:
         raise GuardError(
             f"no warehouse at {warehouse!r} (it would hold a table `events`); set the widget `warehouse`, or "
@@ -129,8 +132,15 @@ def open_page(warehouse: str, run_date: str = "") -> Run:
         raise ConfigError(
             f"widget `run_date` has value {run_date!r}; allowed: YYYY-MM-DD or nothing"
         ) from None
-    config = resolve_config(warehouse=place, events=None, files=[], settings=[])
+    config = resolve_config(warehouse=place.root, events=None, files=[], settings=[])
     return open_run(place, config, None, run_date=day, quiet=True)
+
+
+def _found(warehouse: str) -> Warehouse | None:
+    if is_schema_name(warehouse):
+        return place_of(warehouse)
+    folders = (Path(warehouse), Path("..") / warehouse)
+    return next((Warehouse(p) for p in folders if (p / "events").is_dir()), None)
 
 
 @cache

@@ -36,7 +36,11 @@ def _common() -> argparse.ArgumentParser:
 
 
 def _warehouse(parser: argparse.ArgumentParser, *, events: bool = False) -> None:
-    parser.add_argument("--warehouse", type=Path, required=True, help="directory that holds the tables")
+    parser.add_argument(
+        "--warehouse",
+        required=True,
+        help="directory that holds the tables, or catalog.schema of the metastore",
+    )
     if events:
         parser.add_argument("--events", required=True, help="path or table of raw events")
         parser.add_argument("--allow-empty", action="store_true", help="an empty source is meant")
@@ -60,10 +64,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     simulate = verb("simulate", "write a seeded world with planted truth")
     simulate.add_argument("--out", type=Path, required=True)
-    simulate.add_argument("--preset", default="S0")
-    simulate.add_argument("--users", type=int, default=20_000)
-    simulate.add_argument("--days", type=int, default=42)
-    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("--preset", help="default S0")
+    simulate.add_argument("--users", type=int, help="default 20000")
+    simulate.add_argument("--days", type=int, help="default 42")
+    simulate.add_argument("--seed", type=int, help="default 0")
+    simulate.add_argument(
+        "--continue", dest="further", action="store_true", help="append the next seven days"
+    )
+    simulate.add_argument(
+        "--masks", metavar="W", help="with --continue: the log leaves out what the published mask of W drops"
+    )
 
     importer = verb("import", "turn a public data set's own files into canonical raw events")
     importer.add_argument("dataset", choices=["trivago", "kuairand"])

@@ -8,7 +8,6 @@ from datetime import datetime
 
 from dynamix.contracts import EVENTS_QUARANTINE, TRAINING_ROWS
 from dynamix.errors import ConfigError, EnvironmentTrouble
-from dynamix.features.sql_text import delta_at
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.baseline import stored_mark
 from dynamix.models.registry import CHALLENGER, CHAMPION, RANKER, Registry, find
@@ -66,12 +65,12 @@ def refuse_short(hours: int) -> None:
         )
 
 
-def retention_sql(path: str, hours: int) -> str:
-    """Statement that makes removed files of a Delta folder stay for `hours`, and the log as long.
+def retention_sql(table: str, hours: int) -> str:
+    """Statement that makes removed files of a table, as SQL names it, stay for `hours`, and the log as long.
 
     As properties of the table: since Delta 4 VACUUM ignores the hours that it is given, and time travel ends with them.
     """
     refuse_short(hours)
     files = f"'delta.deletedFileRetentionDuration' = 'interval {hours} hours'"
     log = f"'delta.logRetentionDuration' = 'interval {max(hours, LOG_HOURS)} hours'"
-    return f"ALTER TABLE {delta_at(path)} SET TBLPROPERTIES ({files}, {log})"
+    return f"ALTER TABLE {table} SET TBLPROPERTIES ({files}, {log})"

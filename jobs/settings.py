@@ -9,7 +9,7 @@ import yaml
 
 from dynamix.config import Config, load_config
 from dynamix.errors import ConfigError, InputError
-from dynamix.features.table_files import delta_folders
+from dynamix.features.tables import Warehouse
 from dynamix.jobs.files import write_whole
 
 STORED = "config.yaml"
@@ -35,10 +35,10 @@ def refuse_missing_source(events: str | None) -> None:
     raise InputError(f"--events {events}: no such file or folder; check the path")
 
 
-def refuse_no_table(warehouse: Path) -> None:
-    """ConfigError (exit 2) for a folder without any Delta table: a mistyped path is not made a warehouse."""
-    if not delta_folders(warehouse):
-        raise ConfigError(f"--warehouse {warehouse} holds no table; check the path")
+def refuse_no_table(place: Warehouse) -> None:
+    """ConfigError (exit 2) for a place without any Delta table: a mistyped path is not made a warehouse."""
+    if not place.has_tables():
+        raise ConfigError(f"--warehouse {place} holds no table; check the path")
 
 
 def store_config(warehouse: Path, config: Config) -> None:

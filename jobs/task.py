@@ -15,10 +15,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from dynamix.contracts import MASKS
-from dynamix.features.tables import Warehouse
 from dynamix.jobs.cli import perform
 from dynamix.jobs.diff import changes
 from dynamix.jobs.options import build_parser
+from dynamix.jobs.places import place_of
 from dynamix.jobs.report_data import cells_from_rows
 from dynamix.jobs.session import get_spark
 from dynamix.jobs.settings import resolve_config
@@ -59,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise TaskFailed(f"dynamix {outcome.verb}: exit code {outcome.exit_code}: {outcome.message}")
     if outcome.verb == "mask":
         spark = get_spark()
-        masks = Warehouse(arguments.warehouse).read(spark, MASKS.name)
+        place = place_of(arguments.warehouse)
+        masks = place.read(spark, MASKS.name)
         config = resolve_config(
-            warehouse=arguments.warehouse, events=None, files=arguments.config, settings=arguments.settings
+            warehouse=place.root, events=None, files=arguments.config, settings=arguments.settings
         )
         changed = changed_cells(
             masks, str(outcome.facts["mask_version"]), whole=lambda stream: config.declaration(stream).length

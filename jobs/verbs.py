@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -22,6 +21,7 @@ from dynamix.jobs.explain import explain
 from dynamix.jobs.forget import forget, refuse_wrong_call
 from dynamix.jobs.maintain import maintain
 from dynamix.jobs.monitor import monitor
+from dynamix.jobs.places import place_of
 from dynamix.jobs.plan import plan
 from dynamix.jobs.power import power
 from dynamix.jobs.report import report
@@ -41,13 +41,14 @@ def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:
     """Run one warehouse verb under this config. Raises DynamixError with the exit code."""
     events: str | None = getattr(arguments, "events", None)
     day = arguments.run_date
+    place = place_of(arguments.warehouse)
     if arguments.verb == "forget":
-        refuse_wrong_call(arguments.users, arguments.warehouse)
+        refuse_wrong_call(arguments.users, place)
     if arguments.verb not in FROM_NOTHING:
-        refuse_no_table(arguments.warehouse)
+        refuse_no_table(place)
     if arguments.verb in DATELESS:
         day = day or datetime.now(UTC).date()
-    run = open_run(arguments.warehouse, config, events, run_date=day, quiet=arguments.quiet)
+    run = open_run(place, config, events, run_date=day, quiet=arguments.quiet)
     (run.folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     if events is not None and arguments.verb != "plan":
         store_config(run.warehouse.root, config)
@@ -56,11 +57,10 @@ def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:
 
 
 def open_run(
-    warehouse: Path | str, config: Config, events: str | None, *, run_date: date | None, quiet: bool = False
+    place: Warehouse, config: Config, events: str | None, *, run_date: date | None, quiet: bool = False
 ) -> Run:
     """A session and a Run whose date is `run_date`, else the day after the latest ingest."""
     spark = get_spark()
-    place = Warehouse(warehouse)
     when = run_date or latest_run_date(spark, place, config, events)
     return Run(spark=spark, warehouse=place, config=config, run_date=when, run_id=new_run_id(), quiet=quiet)
 

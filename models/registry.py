@@ -11,7 +11,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError
+from dynamix.models.model_names import full_name, own_name, parse_address, registry_uri
 from dynamix.models.requirements import model_code, requirements
 from dynamix.models.stated_store import as_stated
 from dynamix.redaction import harmless, without_secrets
@@ -36,10 +36,16 @@ class Registry:
 
     private: Path
     uri: str = ""
+    schema: str = ""
+    """`catalog.schema` of the models where the registry wants names of three parts."""
 
     @property
     def tracking_uri(self) -> str:
         return self.uri or f"sqlite:///{self.private / 'mlflow.db'}"
+
+    def named(self, name: str) -> str:
+        """A model's name as the registry has it."""
+        return full_name(self.schema, name)
 
 
 @dataclass(frozen=True)
@@ -115,11 +121,13 @@ def register_ranker(
                 artifacts=artefacts,
                 signature=ranker_signature(_heads(folder)),
                 input_example=example,
-                registered_model_name=RANKER,
+                registered_model_name=registry.named(RANKER),
                 pip_requirements=requirements(),
                 metadata=dict(tags),
             )
-        return _tagged(mlflow, RANKER, str(info.registered_model_version), {**tags, **_text(metrics)})
+        return _tagged(
+            mlflow, registry, RANKER, str(info.registered_model_version), {**tags, **_text(metrics)}
+        )
 
 
 def register_segmenter(
@@ -143,10 +151,11 @@ def register_segmenter(
                 python_model=code,
                 artifacts={"segmenter": str(artefact)},
                 signature=segmenter_signature(),
-                registered_model_name=SEGMENTER,
+                registered_model_name=registry.named(SEGMENTER),
                 pip_requirements=requirements(),
             )
-        version = _tagged(mlflow, SEGMENTER, str(info.registered_model_version), {**tags, **_text(metrics)})
+        number = str(info.registered_model_version)
+        version = _tagged(mlflow, registry, SEGMENTER, number, {**tags, **_text(metrics)})
     move_alias(registry, SEGMENTER, CHALLENGER, version.version, expected=None, check=False)
     return version
 
@@ -155,7 +164,7 @@ def find(registry: Registry, name: str, alias: str) -> Version | None:
     """The version that carries the alias, None where there is none."""
     with connected(registry) as mlflow:
         try:
-            found = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+            found = mlflow.MlflowClient().get_model_version_by_alias(registry.named(name), alias)
         except mlflow.exceptions.MlflowException as trouble:
             if _absent(trouble):
                 return None
@@ -181,7 +190,7 @@ def move_alias(
                 f"against {expected or 'none'}; another training moved it: run `dynamix train` again"
             )
         with connected(registry) as mlflow:
-            mlflow.MlflowClient().set_registered_model_alias(name, alias, version)
+            mlflow.MlflowClient().set_registered_model_alias(registry.named(name), alias, version)
 
 
 def artefact_folder(registry: Registry, address: str) -> tuple[Path, Version]:
@@ -190,17 +199,17 @@ def artefact_folder(registry: Registry, address: str) -> tuple[Path, Version]:
     ConfigError for an address that does not exist.
     """
     with connected(registry) as mlflow:
-        found = resolve(mlflow, address)
-        name = str(found.name)
-        local = mlflow.artifacts.download_artifacts(f"models:/{name}/{found.version}")
+        found = resolve(registry, mlflow, address)
+        local = mlflow.artifacts.download_artifacts(f"models:/{found.name}/{found.version}")
+        name = own_name(registry.schema, str(found.name))
     aliases = (address.rpartition("@")[2],) if "@" in address else ()
     return Path(local) / "artifacts" / "model", Version(name, str(found.version), aliases, dict(found.tags))
 
 
-def resolve(mlflow: Any, address: str) -> Any:
+def resolve(registry: Registry, mlflow: Any, address: str) -> Any:
     """MLflow's own record of the version at an address. ConfigError where there is none."""
-    name, version, alias = _parse(address)
-    client = mlflow.MlflowClient()
+    name, version, alias = parse_address(address)
+    client, name = mlflow.MlflowClient(), registry.named(name)
     try:
         if alias:
             return client.get_model_version_by_alias(name, alias)
@@ -311,7 +320,7 @@ def connected(registry: Registry) -> Iterator[Any]:
         logging_utils.disable_logging()  # type: ignore[no-untyped-call]  # its own lines on standard error
         try:
             mlflow.set_tracking_uri(registry.tracking_uri)
-            mlflow.set_registry_uri(registry.tracking_uri)
+            mlflow.set_registry_uri(registry_uri(registry.tracking_uri, registry.schema))
             yield mlflow
         except (mlflow.exceptions.MlflowException, OSError) as trouble:
             said = without_secrets(" ".join(str(trouble).split()))[:300]
@@ -350,10 +359,10 @@ def _metric_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
 
 
-def _tagged(mlflow: Any, name: str, version: str, tags: Mapping[str, str]) -> Version:
+def _tagged(mlflow: Any, registry: Registry, name: str, version: str, tags: Mapping[str, str]) -> Version:
     client = mlflow.MlflowClient()
     for key, value in tags.items():
-        client.set_model_version_tag(name, version, key, value)
+        client.set_model_version_tag(registry.named(name), version, key, value)
     return Version(name, version, (), dict(tags))
 
 
@@ -372,18 +381,6 @@ def _absent(trouble: Exception) -> bool:
 
 def _listed(client: Any, name: str) -> list[str]:
     return sorted(f"models:/{name}/{v.version}" for v in client.search_model_versions(f"name='{name}'"))
-
-
-def _parse(address: str) -> tuple[str, str, str]:
-    """(name, version, alias) of a models:/ address. ConfigError for anything else."""
-    body = address.removeprefix("models:/")
-    # names go into MLflow's filters, so they hold no quote
-    found = re.fullmatch(r"([\w. -]+)(?:/([0-9]+)|@([\w.-]+))", body)
-    if address != body and found:
-        return found[1], found[2] or "", found[3] or ""
-    raise ConfigError.bad_value(
-        "--model", address, "models:/dynamix-ranker@champion or models:/dynamix-ranker/3"
-    )
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from dynamix.errors import ConfigError
 
 OWN_NAMES = (
     "events", "truth_users", "truth_cells", "truth_impressions", "truth_segments", "truth_copies", "truth_swaps",
-    "truth_turned_on", "truth_types", "truth_intent", "truth_paths", "dynamix.yaml",
+    "truth_turned_on", "truth_types", "truth_intent", "truth_paths", "dynamix.yaml", "world.json",
 )  # fmt: skip
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 _ARROW_TYPES = {

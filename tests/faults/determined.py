@@ -18,7 +18,8 @@ from cycles import SMALL, open_world
 from pyspark.sql import SparkSession
 
 from dynamix.contracts import TABLES
-from dynamix.features.tables import Warehouse, content_hash
+from dynamix.features.content import content_hash
+from dynamix.features.tables import Warehouse
 from dynamix.jobs.run import execute
 from dynamix.models.registry import CHALLENGER, RANKER, Registry, artefact_folder
 from dynamix.models.service import STATE

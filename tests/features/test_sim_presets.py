@@ -32,7 +32,7 @@ def content_hash(drawn: Simulation, *, seed: int) -> str:
         sim_tables.truth_users(drawn.users),
         sim_tables.truth_cells(drawn.world, drawn.truth),
         sim_tables.truth_segments(drawn.world),
-        sim_tables.truth_impressions(drawn.impressions, drawn.truth),
+        sim_tables.truth_impressions(drawn.truth.p, drawn.truth.label),
     )
     digest = hashlib.sha256()
     for table in tables:

@@ -305,7 +305,15 @@ def test_simulate_writes_readable_tables_and_a_valid_config(tmp_path: Path) -> N
     out = tmp_path / "world"
     summary = simulate(out, preset="S8", users=80, days=14, seed=2)
     assert sorted(child.name for child in tmp_path.iterdir()) == ["world"]
-    names = {"events", "truth_users", "truth_cells", "truth_segments", "truth_impressions", "dynamix.yaml"}
+    names = {
+        "events",
+        "truth_users",
+        "truth_cells",
+        "truth_segments",
+        "truth_impressions",
+        "dynamix.yaml",
+        "world.json",
+    }
     assert {child.name for child in out.iterdir()} == names
     events = pq.read_table(out / "events")
     assert events.num_rows == summary.events

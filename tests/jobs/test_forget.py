@@ -333,7 +333,7 @@ def test_a_file_without_users_is_refused_before_spark_starts(tmp_path: Path, con
     (tmp_path / "users.txt").write_bytes(content)
     (tmp_path / "w" / "events" / "_delta_log").mkdir(parents=True)
     with pytest.raises(InputError, match=r"users\.txt"):
-        refuse_wrong_call(tmp_path / "users.txt", tmp_path / "w")
+        refuse_wrong_call(tmp_path / "users.txt", Warehouse(tmp_path / "w"))
     with pytest.raises(InputError, match=r"users\.txt"):
         read_users(tmp_path / "users.txt")
 
@@ -343,7 +343,7 @@ def test_the_command_ends_with_two_or_three_and_leaves_nothing(
 ) -> None:
     command = ["forget", "--warehouse", str(tmp_path), "--users", str(tmp_path / "users.txt")]
     with pytest.raises(ConfigError, match="holds no table"):
-        refuse_wrong_call(tmp_path / "users.txt", tmp_path)
+        refuse_wrong_call(tmp_path / "users.txt", Warehouse(tmp_path))
     assert main(command) == 2
     (tmp_path / "events" / "_delta_log").mkdir(parents=True)
     assert main(command) == 3
