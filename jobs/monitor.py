@@ -13,8 +13,9 @@ import numpy as np
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from dynamix.contracts import COLD_SEGMENT, EVENTS, MASKS, SCORES, SEGMENTS, TRAINING_ROWS
+from dynamix.contracts import COLD_SEGMENT, EVENTS, MASKS, SCORES, SEGMENTS
 from dynamix.features.calendar import instant_sql, midnight
+from dynamix.features.conversions import label_impressions
 from dynamix.features.drift import Finding, Profile, compare, profile, profile_rows
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.drift import current_segments
@@ -145,9 +146,8 @@ def _profile(run: Run, start: date, end: date) -> Profile:
 
 def _scored(run: Run, notes: list[str]) -> tuple[Scored, ...]:
     """Sums of the newest days of scores with a known label, per label and segment; the model that scored last."""
-    lacking = [t.name for t in (SCORES, TRAINING_ROWS) if not run.warehouse.exists(run.spark, t.name)]
-    if lacking:
-        notes.append(f"calibration and NE: no table {' and '.join(lacking)} yet, run `dynamix score`")
+    if not run.warehouse.exists(run.spark, SCORES.name):
+        notes.append("calibration and NE: no table scores yet, run `dynamix score`")
         return ()
     scores = run.warehouse.read(run.spark, SCORES.name)
     version = scores.agg(F.max_by("model_version", "scored_at").alias("v")).collect()[0]["v"]
@@ -177,11 +177,14 @@ def _scored(run: Run, notes: list[str]) -> tuple[Scored, ...]:
 def with_labels(run: Run, scores: DataFrame) -> DataFrame:
     """Scores with `y` (0 or 1) and `event_date` where the label is known and mature at the run date; others go.
 
+    Labels are those of the events, so every scored impression of the warehouse has one in time, of whatever part it is.
     Grain in and out: one row per impression, label and model version.
     """
-    rows = run.warehouse.read(run.spark, TRAINING_ROWS.name).where("mask_version = 'keep-all'")
+    rows = label_impressions(seen_events(run), config=run.config)
     rows = rows.where(F.col("label_mature_ts") <= F.expr(instant_sql(midnight(run.run_date))))
-    rows = rows.select("impression_id", "event_date", "label_click", "label_conversion")
+    rows = rows.select(
+        F.col("event_id").alias("impression_id"), "event_date", "label_click", "label_conversion"
+    )
     y = F.when(F.col("label") == "click", F.col("label_click")).otherwise(F.col("label_conversion"))
     known = scores.join(rows, "impression_id").withColumn("y", y)
     return known.where(F.col("y").isNotNull()).drop("label_click", "label_conversion")

@@ -110,6 +110,9 @@ def build_parser() -> argparse.ArgumentParser:
     of_days = "of a range of days of the events whose impressions are scored, YYYY-MM-DD"
     score.add_argument("--from", dest="since", type=_day, metavar="D", help=f"first day {of_days}")
     score.add_argument("--to", dest="until", type=_day, metavar="D", help="the day after its last one")
+    score.add_argument(
+        "--yesterday", action="store_true", help="the day before the run date, as daily jobs do"
+    )
     bundle = verb(
         "bundle", "the mask of a registered ranker as one JSON, for servers without Spark and torch"
     )

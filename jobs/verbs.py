@@ -10,7 +10,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from dynamix.config import Config
-from dynamix.errors import InputError
+from dynamix.errors import ConfigError, InputError
 from dynamix.features.instants import day_sql
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.audit import audit
@@ -129,5 +129,17 @@ def _dispatch(arguments: Namespace, run: Run, events: str | None) -> StepResult:
         value = getattr(arguments, name, None)
         if value:
             options[name] = value
+    if getattr(arguments, "yesterday", False):
+        options |= _yesterday(run.run_date, options)
     assert verb in STEPS, verb  # the parser's choices and the steps agree
     return execute(run, verb, skip=False, source=events, **options)
+
+
+def _yesterday(day: date, options: dict[str, Any]) -> dict[str, date]:
+    """The day before the run date as a range. ConfigError beside another choice of impressions."""
+    others = [name for name in ("since", "until", "impressions") if name in options]
+    if others:
+        raise ConfigError(
+            "--yesterday is a range of its own; leave out --from, --to and --impressions, or --yesterday"
+        )
+    return {"since": day - timedelta(days=1), "until": day}

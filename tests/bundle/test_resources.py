@@ -62,8 +62,13 @@ def test_the_daily_job_has_the_tasks_in_order_with_the_condition_before_training
         "mask": ["segment"],
         "mask_is_new": ["mask"],
         "train": ["mask_is_new"],
-        "score": ["train"],
+        "score": ["mask", "train"],
     }
+    (score,) = (t for t in job["tasks"] if t["task_key"] == "score")
+    assert (
+        score["run_if"] == "NONE_FAILED"
+    )  # the day's scores are asked for whether or not a ranker was trained
+    assert BUNDLE.argv(job, score, "prod")[-1] == "--yesterday"
 
 
 def test_both_daily_jobs_run_the_same_commands_but_for_the_device() -> None:

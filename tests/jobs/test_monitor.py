@@ -18,7 +18,7 @@ from pyspark.sql import SparkSession
 
 from dynamix.config import Config, load_config
 from dynamix.config_parts import MonitorConfig
-from dynamix.contracts import EVENTS, MASKS, SCORES, SEGMENTS, TRAINING_ROWS, Table
+from dynamix.contracts import EVENTS, MASKS, SCORES, SEGMENTS, Table
 from dynamix.features.drift import Finding
 from dynamix.features.tables import Warehouse
 from dynamix.jobs import cli, verbs
@@ -213,6 +213,9 @@ def test_the_command_ends_with_four_exactly_when_a_refit_is_due(
 # --- the tables -------------------------------------------------------------------------------------
 
 
+SETTINGS = ("drift.min_rows=100", "attribution.click_window=24h", "attribution.view_window=24h")
+
+
 def mask_row(version: str, status: str, day: date, seq: int) -> dict[str, Any]:
     return {
         "mask_version": version, "seq": seq, "segment_version": "s20240210-00000000", "segment_id": 1,
@@ -222,14 +225,14 @@ def mask_row(version: str, status: str, day: date, seq: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def training_row(number: int, day: date, conversion: float | None, mature: datetime) -> dict[str, Any]:
-    return {
-        "mask_version": "keep-all", "impression_id": f"i{number}", "user_id": f"u{number % 7}",
-        "event_ts": datetime(day.year, day.month, day.day), "event_date": day, "surface": "feed",
-        "label_click": 0.0, "label_conversion": conversion, "label_mature_ts": mature, "weight": 1.0, "part": "test",
-        "segment_id": 1, "tier": "active", "segment_version": "s20240210-00000000", "holdout": False,
-        "hist_stream": [], "hist_item": [], "hist_category": [], "hist_dwell_bin": [], "hist_z": [], "hist_age_s": [],
-    }  # fmt: skip
+def impression(number: int, day: int, *, converts: bool, hour: int = 0) -> list[dict[str, Any]]:
+    """An impression on day `day` after 1 January 2024, and its conversion half an hour later where it has one."""
+    shared = {"user_id": f"u{number % 7}", "surface": "feed", "item_id": f"it{number}"}
+    t = 86_400 * day + 3_600 * hour
+    found = [{**shared, "event_id": f"i{number}", "event_type": "impression", "t": t}]
+    return (
+        found + [{**shared, "event_id": f"c{number}", "event_type": "conversion", "t": t + 1_800}] * converts
+    )
 
 
 def score_row(number: int, version: str, score: float) -> dict[str, Any]:
@@ -273,19 +276,19 @@ def run(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Run:
     def put(table: Table, rows: list[dict[str, Any]]) -> None:
         warehouse.replace(spark, table, table_frame(spark, table, rows))
 
-    warehouse.replace(spark, EVENTS, event_frame(spark, days(0, 40, 5_000) + days(40, 10, 60_000)))
+    yesterday, before = 49, 48
+    shown = [
+        *impression(0, before, converts=True), *impression(1, before, converts=False),
+        *[row for n in range(2, 80) for row in impression(n, yesterday, converts=n % 3 == 0)],
+        *impression(80, yesterday, converts=True, hour=1),  # its day has not passed by the run date
+    ]  # fmt: skip
+    content = days(0, 40, 5_000) + days(40, 10, 60_000)
+    warehouse.replace(spark, EVENTS, event_frame(spark, [*content, *shown]))
     put(MASKS, [
         mask_row("m20240101-00000000", "retired", date(2024, 1, 1), 1),
         mask_row("m20240210-00000000", "published", date(2024, 2, 10), 2),
         mask_row("m20240219-00000000", "proposed", date(2024, 2, 19), 3),
         mask_row("m20240225-00000000", "published", date(2024, 2, 25), 4),  # after the run date
-    ])  # fmt: skip
-    yesterday, before = TODAY - timedelta(days=1), TODAY - timedelta(days=2)
-    mature, later = datetime(2024, 2, 20), datetime(2024, 2, 20, 1)
-    put(TRAINING_ROWS, [
-        training_row(0, before, 1.0, mature), training_row(1, before, 0.0, mature),
-        *[training_row(n, yesterday, float(n % 3 == 0), mature) for n in range(2, 80)],
-        training_row(80, yesterday, 1.0, later), training_row(81, yesterday, None, mature),
     ])  # fmt: skip
     put(SCORES, [score_row(n, v, p) for n in range(82) for v, p in (("1", 0.5), ("2", 0.01 + n / 200))])
     new, old = "s20240219-00000000", "s20240101-00000000"
@@ -298,7 +301,7 @@ def run(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Run:
         segment_row("e", 2, moved, None, new),  # was not there
         segment_row("a", 2, date(2023, 12, 1), None, old),  # another version
     ])  # fmt: skip
-    config = load_config(settings=["drift.min_rows=100"])
+    config = load_config(settings=SETTINGS)
     return Run(spark, warehouse, config, TODAY, "20240220T000000Z-000001", quiet=True)
 
 
@@ -342,7 +345,7 @@ def test_the_answer_names_every_check_and_is_kept(run: Run) -> None:
     (run.folder / "evidence.json").write_text(json.dumps(evidence), encoding="utf-8")
     assert trained_ne(run.warehouse.private, "2") == {("conversion", 1): 0.9}
     assert trained_ne(run.warehouse.private, "1") == {}
-    low = replace(run, config=load_config(settings=["drift.min_rows=100", "monitor.min_positives=2"]))
+    low = replace(run, config=load_config(settings=[*SETTINGS, "monitor.min_positives=2"]))
     result = monitor(low)
     assert result.facts["refit_due"] is True
     checks = {(c["kind"], c["name"]): c for c in result.facts["checks"]}
