@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ from dynamix.models.throughput import Throughput, measure, time_by_tokens
 from dynamix.models.warm import WarmStart
 
 TOKEN_SHARES = (0.25, 0.5, 0.75, 1.0)
+CHECKPOINTS = "checkpoints"
+"""Below `W/_dynamix`: where trainings stand that have not ended."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def train(
     arms = build_arms(run)
     contest = hold(
         arms.rows, n_streams=arms.n_streams, n_segments=arms.n_segments, config=config, progress=run.note,
-        truth=load_truth(truth), start=start, folder=run.folder,
+        truth=load_truth(truth), start=start, folder=run.folder, checkpoints=run.warehouse.private / CHECKPOINTS,
     )  # fmt: skip
     decision = decide(run, contest, registry, arms, champion)
     speed = _throughput(contest, run)
@@ -111,6 +114,9 @@ def train(
     registration = _registration(run, contest, decision, arms, speed)
     registration.store(run.folder)
     result.facts |= retired | _registered(run, registry, run.run_id, registration)
+    shutil.rmtree(
+        run.warehouse.private / CHECKPOINTS, ignore_errors=True
+    )  # all of them are of trainings that ended
     run.note(f"train: {result.facts['model']} is {result.facts['alias']}; {decision.ranker.reason}")
     return result
 

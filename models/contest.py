@@ -128,11 +128,13 @@ def hold(
     truth: Mapping[str, NDArray[np.generic]] | None = None,
     start: WarmStart | None = None,
     folder: Path | None = None,
+    checkpoints: Path | None = None,
 ) -> Contest:
     """Train every arm with every seed and fit the baselines. GuardError if a served label has one class only.
 
     `arms` maps an arm to (mask_version, rows); keep-all must be among them. With `start` every arm begins there.
-    `folder` takes the files and the log of a training in several processes (models/launch.py).
+    `folder` takes the files and the log of a training in several processes (models/launch.py), `checkpoints` where each
+    training stands (models/checkpoint.py).
     """
     same_rows({name: rows for name, (_, rows) in arms.items()})
     keep_all = arms[KEEP_ALL][1]
@@ -151,6 +153,7 @@ def hold(
         trained = train_seeds(
             [ArmSpec(name, version, seed) for seed in config.seeds], rows,
             model_config=model_config, config=config, progress=progress, start=start, folder=folder,
+            checkpoints=checkpoints,
         )  # fmt: skip
         validate = predicted(
             trained, rows.select("validate", holdout=False), batch_size=config.batch_size * 4

@@ -41,6 +41,7 @@ class Job:
     plugins: tuple[tuple[tuple[str, Mapping[str, float]], ...], ...]
     rows: JaggedRows
     start: WarmStart | None = None
+    checkpoints: Path | None = None
 
 
 def plugin_options(plugins: Sequence[TrainerPlugin]) -> tuple[tuple[str, Mapping[str, float]], ...]:
@@ -64,6 +65,7 @@ def write_job(folder: Path, job: Job) -> None:
     tree = {
         "specs": [asdict(spec) for spec in job.specs], "model": asdict(job.model_config),
         "train": job.config.model_dump(mode="json"), "plugins": job.plugins,
+        "checkpoints": None if job.checkpoints is None else str(job.checkpoints),
         "start": None if job.start is None else {"streams": job.start.streams, "address": job.start.address},
     }  # fmt: skip
     (folder / _JOB).write_text(json.dumps(tree), encoding="utf-8")
@@ -78,6 +80,7 @@ def read_job(folder: Path) -> Job:
         config=TrainConfig.model_validate(tree["train"]),
         plugins=tuple(tuple((name, options) for name, options in each) for each in tree["plugins"]),
         rows=read_rows(folder / _ROWS), start=start,
+        checkpoints=None if tree["checkpoints"] is None else Path(tree["checkpoints"]),
     )  # fmt: skip
 
 

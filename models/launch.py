@@ -47,6 +47,7 @@ def train_seeds(
     plugins: Callable[[ArmSpec], Sequence[TrainerPlugin]] = lambda spec: (),
     start: WarmStart | None = None,
     folder: Path | None = None,
+    checkpoints: Path | None = None,
 ) -> tuple[TrainedArm, ...]:
     """`train_arm` for each spec, by the launcher of the config; `plugins` gives each training its own.
 
@@ -60,7 +61,7 @@ def train_seeds(
         return tuple(
             train_arm(
                 spec, rows, model_config=model_config, config=config, progress=progress, plugins=plugins(spec),
-                start=start,
+                start=start, checkpoints=checkpoints,
             )
             for spec in specs
         )  # fmt: skip
@@ -68,7 +69,7 @@ def train_seeds(
     options = tuple(plugin_options(plugins(spec)) for spec in specs)
     with TemporaryDirectory(prefix="training-", dir=folder) as name:
         place = Path(name)
-        write_job(place, Job(tuple(specs), model_config, config, options, rows, start))
+        write_job(place, Job(tuple(specs), model_config, config, options, rows, start, checkpoints))
         log = (folder or place) / LOG
         with log.open("a", encoding="utf-8") as out, _relayed(place / SAID, progress):
             since = out.tell()

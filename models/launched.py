@@ -48,6 +48,7 @@ def _train(place: Path, job: Job, ranks: ProcessRanks) -> None:
     for number, (spec, options) in enumerate(zip(job.specs, job.plugins, strict=True)):
         trained = train_arm(
             spec, job.rows, model_config=job.model_config, config=job.config, progress=say, start=job.start, ranks=ranks,
+            checkpoints=job.checkpoints,
             plugins=[PLUGINS[name](**kinds) for name, kinds in options],
         )  # fmt: skip
         if ranks.first:

@@ -59,6 +59,10 @@ class Ranker(nn.Module):
     def represent(self, batch: RankBatch) -> tuple[Tensor, Tensor]:
         """Row vectors r (B, D) of the trunk, and the logits (B, H) of them."""
         r, x = self.trunk(batch, self.linear.scale)
+        device = r.device.type
+        if torch.is_autocast_enabled(device):  # weights of summaries and the logit itself need the digits
+            with torch.autocast(device, enabled=False):
+                return r.float(), self.heads(r.float(), self.linear(x.float(), batch.segment))
         return r, self.heads(r, self.linear(x, batch.segment))
 
     def start(self, base_rates: Mapping[str, float], sample: RankBatch) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -86,13 +87,17 @@ class RankerService:
 
 
 def write_artefacts(folder: Path, ranker: Ranker, preparation: Preparation, *, example: JaggedRows) -> Path:
-    """Folder with exported program, state dict, config and the preparation's files; CPU only."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Folder with exported program, state dict, config and the preparation's files; CPU only.
+
+    EnvironmentTrouble (exit 5) where it cannot be written.
+    """
     first = example.batch(np.arange(min(8, len(example))))
-    (folder / PROGRAM).write_bytes(to_bytes(export_ranker(ranker, first)))
-    write_ranker(folder, ranker)
-    for name, text in preparation.to_json().items():
-        (folder / name).write_text(text, encoding="utf-8")
+    program, files = to_bytes(export_ranker(ranker, first)), preparation.to_json()
+    with _written(folder):
+        (folder / PROGRAM).write_bytes(program)
+        write_ranker(folder, ranker)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -107,10 +112,24 @@ def _preparation_names(folder: Path) -> list[str]:
 
 
 def write_ranker(folder: Path, ranker: Ranker) -> None:
-    """State dict and config into a folder, made if need be: what `load_ranker` reads."""
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(ranker.state_dict(), folder / STATE)
-    (folder / CONFIG).write_text(ranker.config.to_json(), encoding="utf-8")
+    """State dict and config into a folder, made if need be: what `load_ranker` reads. Errors as `write_artefacts`."""
+    with _written(folder):
+        torch.save(ranker.state_dict(), folder / STATE)
+        (folder / CONFIG).write_text(ranker.config.to_json(), encoding="utf-8")
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """EnvironmentTrouble (exit 5) where a file of the model cannot be written: the disk is full, or the folder closed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, RuntimeError) as trouble:  # torch says RuntimeError of a disk that is full
+        said = str(trouble).splitlines()[0][:120]
+        raise EnvironmentTrouble(
+            f"model folder {folder} cannot be written ({said}); nothing was registered and no alias moved: free space "
+            "there, then train again"
+        ) from trouble
 
 
 def load_preparation(folder: Path) -> Preparation:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,9 @@ from torch.nn import functional as F
 
 from dynamix.config import TrainConfig
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError
+from dynamix.models.ahead import ahead
 from dynamix.models.batch import RankBatch
+from dynamix.models.checkpoint import Checkpoint, training_key
 from dynamix.models.dataset import JaggedRows
 from dynamix.models.memory import RowsAtOnce, pieces
 from dynamix.models.metrics import NeState
@@ -132,6 +136,7 @@ def train_arm(
     plugins: Sequence[TrainerPlugin] = (),
     start: WarmStart | None = None,
     ranks: Ranks = ALONE,
+    checkpoints: Path | None = None,
 ) -> TrainedArm:
     """Train on `rows.select("train")`, keep the pass with the least validation loss.
 
@@ -144,6 +149,8 @@ def train_arm(
     this training alone; without any the weights are, bit for bit, those of a loop that knows none.
     With several `ranks` every process calls this with the same arguments and does its share of each batch: steps,
     validation losses and the choice of the pass are the same in all (models/launch.py).
+    A folder of `checkpoints` holds where the training stands: one that was killed goes on after its last pass there, to
+    the same bits, and one that had ended is not made again. With plugins nothing is kept: they have states of their own.
     """
     torch.set_num_threads(config.threads)
     device = pick_device(config.device)
@@ -170,19 +177,50 @@ def train_arm(
     optimizer, schedule = _optimizer(training, config, steps=passes * steps)
     best, best_loss = _copy(training), _validation_loss(model, validate, config.batch_size, memory, ranks)
     epochs: list[dict[str, float]] = []
-    for epoch in range(passes):
+    kept_at = None
+    if checkpoints is not None and not plugins:
+        key = training_key(spec, rows, model_config, config, None if start is None else start.model)
+        kept_at = Checkpoint(checkpoints / f"{key}.pt", config.checkpoint_s, say=memory.say)
+        found = _agreed(kept_at.load(), ranks)
+        if found is not None:
+            training.load_state_dict(found["training"])
+            optimizer.load_state_dict(found["optimizer"])
+            schedule.load_state_dict(found["schedule"])
+            generator.set_state(found["generator"])
+            best, best_loss, epochs = found["best"], found["best_loss"], found["epochs"]
+            memory.rows = found["rows_at_once"]
+            if ranks.first:
+                memory.say(f"goes on after pass {len(epochs)} of {passes}, from a checkpoint")
+    amp = config.amp == "on" or (config.amp == "auto" and device.type == "cuda")
+    for epoch in range(len(epochs), passes):
         terms = _epoch(
-            training, train, optimizer, schedule, config.batch_size, generator, memory, epoch * steps, ranks
+            training,
+            train,
+            optimizer,
+            schedule,
+            config.batch_size,
+            generator,
+            memory,
+            epoch * steps,
+            ranks,
+            amp,
         )
         held_out = _validation_loss(model, validate, config.batch_size, memory, ranks)
         epochs.append({**terms, "validate_loss": held_out})
         loss = terms[LOSS]
         if ranks.first:
             progress(
-                f"{spec.arm} seed {spec.seed} epoch {epoch + 1}: train {loss:.5f}, validate {held_out:.5f}"
+                f"{spec.arm} seed {spec.seed} epoch {epoch + 1} of {passes}: train {loss:.5f}, "
+                f"validate {held_out:.5f}"
             )
         if held_out <= best_loss:
             best, best_loss = _copy(training), held_out
+        if kept_at is not None and ranks.first and kept_at.is_due(ended=epoch + 1 == passes):
+            kept_at.store({
+                "training": training.state_dict(), "optimizer": optimizer.state_dict(), "best": best,
+                "schedule": schedule.state_dict(), "generator": generator.get_state(), "best_loss": best_loss,
+                "epochs": epochs, "rows_at_once": memory.rows,
+            })  # fmt: skip
     training.cpu().load_state_dict(best)
     for plugin in plugins:
         plugin.on_day_end(model, newest_day(train))
@@ -234,13 +272,14 @@ def _epoch(
     memory: RowsAtOnce,
     before: int,
     ranks: Ranks,
+    amp: bool,
 ) -> dict[str, float]:
     """One pass in shuffled order, after `before` steps; mean of its steps of every term of the loss."""
     training.train()
     totals: dict[str, Tensor] = {}
     steps = 0
-    for at in train.places(size, generator):
-        found = memory.attempt(partial(_gradients, training, train, at, ranks))
+    for at, ready in _batches(training, train, train.places(size, generator), ranks):
+        found = memory.attempt(partial(_gradients, training, train, at, ranks, amp, ready))
         ranks.add_gradients(training.parameters())
         optimizer.step()
         schedule.step()
@@ -260,12 +299,30 @@ def _epoch(
     return means
 
 
+def _batches(
+    training: Training, train: JaggedRows, places: Iterator[NDArray[np.int64]], ranks: Ranks
+) -> Iterator[tuple[NDArray[np.int64], RankBatch | None]]:
+    """Places of each batch, and on a GPU this process's share of it, made while the GPU works on the one before."""
+    if (
+        next(training.parameters()).device.type != "cuda"
+    ):  # on the CPU a thread would take what the model needs
+        return ((at, None) for at in places)
+    return ahead(places, lambda at: train.batch(ranks.share(at)))
+
+
 def _gradients(
-    training: Training, train: JaggedRows, at: NDArray[np.int64], ranks: Ranks, size: int
+    training: Training,
+    train: JaggedRows,
+    at: NDArray[np.int64],
+    ranks: Ranks,
+    amp: bool,
+    ready: RankBatch | None,
+    size: int,
 ) -> dict[str, Tensor]:
     """Terms () of the loss of this process's share of the rows `at`; gradients of their sum replace the model's.
 
-    The rows go through `size` at a time. Nothing but gradients changes, so it may be tried again.
+    The rows go through `size` at a time, in one piece as `ready` where that holds them. Nothing but gradients changes, so
+    it may be tried again.
     """
     model = training.ranker
     device, heads = next(model.parameters()).device, model.config.heads
@@ -279,9 +336,14 @@ def _gradients(
     if ranks.first:  # the prior counts once
         prior = model.linear.prior_energy(shared_sd=SHARED_SD, segment_sd=SEGMENT_SD) / len(train)
     for piece in pieces(ranks.share(at), size):
-        batch = train.batch(piece).to(device)
-        out = training(batch)
-        terms = {LOSS: batch_loss(out.logits, batch, heads, known_weight=known), PRIOR: prior}
+        whole = ready is not None and len(piece) == ready.rows
+        batch = (ready if whole and ready is not None else train.batch(piece)).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            out = training(batch)
+        terms = {
+            LOSS: batch_loss(out.logits.float() if amp else out.logits, batch, heads, known_weight=known),
+            PRIOR: prior,
+        }
         terms |= training.terms(out, batch, share=len(piece) / len(at))
         sum(terms.values(), start=torch.zeros((), device=device)).backward()  # type: ignore[no-untyped-call]
         for name, term in terms.items():
@@ -301,6 +363,12 @@ def _validation_loss(model: Ranker, rows: JaggedRows, size: int, memory: RowsAtO
         known = np.isfinite(y)
         losses.append(NeState.of(y[known], p[known], rows.weight[known].astype(float)).logloss)
     return float(np.nanmean(losses)) if np.isfinite(losses).any() else 0.0
+
+
+def _agreed(found: dict[str, Any] | None, ranks: Ranks) -> dict[str, Any] | None:
+    """What was stored, if every process has read the same pass; else all of them begin anew."""
+    passed = torch.tensor(0 if found is None else len(found["epochs"]))
+    return found if int(ranks.least(passed)) == -int(ranks.least(-passed)) else None
 
 
 def _optimizer(

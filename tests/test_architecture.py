@@ -68,6 +68,7 @@ EXTRA_ACTIONS = {
 }
 EXTRA_AMBIENT = {
     "features/tables.py time.sleep": "the pause before a conflicting commit is tried again",
+    "models/checkpoint.py time.monotonic": "a checkpoint is written once a minute, not once a pass",
     "models/launched.py sys.argv": "the entry point of a training process, which torchrun starts",
     "models/registry.py os.environ": "sets GIT_PYTHON_REFRESH, the only way to quiet MLflow's git client",
     "models/stated_store.py os.environ": "puts back the one variable that MLflow writes",

@@ -71,6 +71,11 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, keys: Keys, form: Form, backend: str | None,
     *, with_lse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type) if q.is_cuda else torch.float32
+        with torch.autocast(q.device.type, enabled=False):
+            q, k, v, keys = _alike(q, k, v, keys, dtype)
+            return _attention(q, k, v, offsets, keys, form, backend, with_lse=with_lse)
     check_attention(q, k, v, offsets, keys)
     chosen = attention_backend(q, offsets, backend)
     if chosen == "triton":
@@ -103,6 +108,10 @@ def pool(
     """
     if q.dim() == 3:
         q = q.expand(offsets.shape[0] - 1, *q.shape)
+    if torch.is_autocast_enabled(q.device.type):
+        with torch.autocast(q.device.type, enabled=False):
+            q, k, v, keys = _alike(q, k, v, keys, torch.float32)
+            return pool(q, k, v, offsets, keys=keys, form=form, backend=backend)
     check_pool(q, k, v, offsets, keys)
     if form.causal:
         raise InputError("pooling with causal=True; allowed: False, since its queries have no place in time")
@@ -153,6 +162,14 @@ def _usable(asked: str, known: tuple[str, ...], q: Tensor) -> str:
     if torch.compiler.is_compiling() and asked not in ("dense", "segment"):
         raise ConfigError(f"backend {asked!r} in a traced program; allowed: dense, segment")
     return asked
+
+
+def _alike(
+    q: Tensor, k: Tensor, v: Tensor, keys: Keys, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Keys]:
+    """All of them in one dtype: autocast leaves products in bfloat16 beside embeddings in float32."""
+    bias = None if keys.bias is None else keys.bias.to(dtype)
+    return q.to(dtype), k.to(dtype), v.to(dtype), Keys(bias, keys.keep)
 
 
 def _layout(chosen: str, offsets: Tensor, k: Tensor) -> Layout:

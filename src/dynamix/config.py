@@ -133,6 +133,10 @@ class TrainConfig(Section):
     device: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="auto says what it took; cuda without a GPU is exit 5"
     )
+    amp: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="products in bfloat16 while training; auto: on a GPU. Predictions are always float32",
+    )
     batch_size: int = Field(1024, ge=2, description="impressions of an optimiser step")
     epochs: int = Field(
         3, ge=1, description="passes over the training rows; the one with the least validation loss is kept"
@@ -169,6 +173,11 @@ class TrainConfig(Section):
     )
     timeout_s: float = Field(
         600.0, gt=0, description="s; a process that waits longer for the others ends the training (exit 5)"
+    )
+    checkpoint_s: float = Field(
+        60.0,
+        ge=0,
+        description="s between checkpoints, written after a pass; a killed training goes on from one",
     )
     bootstrap: int = Field(500, ge=50, description="Poisson bootstrap replicates, clustered by user")
     max_rows: int = Field(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from dynamix.models.metrics import NeState, auc, cross_entropy, entropy, evaluate, gauc, oracle_gap_closure
@@ -83,3 +84,21 @@ def test_gap_closure_is_one_for_the_truth_and_zero_for_the_base_rate() -> None:
 
 def test_entropy_of_certain_events_is_zero() -> None:
     assert (entropy(0.0), entropy(1.0), entropy(0.5)) == (0.0, 0.0, pytest.approx(np.log(2)))
+
+
+def test_torchrec_agrees_where_it_loads() -> None:
+    """torchrec's metrics are a second oracle; the product never imports them."""
+    pytest.importorskip("fbgemm_gpu", reason="fbgemm-gpu-cpu is not installed, which torchrec needs")
+    ne = pytest.importorskip("torchrec.metrics.ne", reason="torchrec is not installed: an optional oracle")
+    calibration = pytest.importorskip("torchrec.metrics.calibration")
+    y, p, _ = sample(2000)
+    p = np.clip(p, 1e-6, 1 - 1e-6)
+    weight = np.random.default_rng(1).uniform(0.1, 3.0, len(y))
+    labels, predictions, weights = (torch.from_numpy(x) for x in (y, p, weight))
+    states = ne.get_ne_states(labels, predictions, weights, 1e-12)
+    names = ("cross_entropy_sum", "weighted_num_samples", "pos_labels", "neg_labels")
+    found = float(ne.compute_ne(*(states[name] for name in names), 1e-12))
+    sums = calibration.get_calibration_states(labels, predictions, weights)
+    ratio = float(calibration.compute_calibration(sums["calibration_num"], sums["calibration_denom"]))
+    own = NeState.of(y, p, weight)
+    assert own.ne == pytest.approx(found, rel=1e-12) and own.calibration == pytest.approx(ratio, rel=1e-12)
