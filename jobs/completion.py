@@ -15,7 +15,7 @@ def script(parser: ArgumentParser, shell: str) -> str:
     """The script for one of SHELLS; options that take a path complete files and folders."""
     for one in _parsers(parser):
         for action in one._actions:  # argparse has no public way to its options
-            if action.type is Path:
+            if action.type is Path or action.dest == "warehouse":  # which may be a name as well
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
     return str(shtab.complete(parser, shell))
 

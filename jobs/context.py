@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 from dynamix.config import Config
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.hidden import shown
+from dynamix.jobs.progress_bar import CLEAR
 from dynamix.models.model_names import stated_schema
 from dynamix.models.registry import Registry
 from dynamix.models.stated_store import STATED
@@ -45,7 +46,7 @@ class Run:
         """A line of progress on standard error and in the run's log, without secrets."""
         text = shown(text)
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(f"{CLEAR}{text}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
         with (self.folder / "run.log").open("a", encoding="utf-8") as log:
             log.write(f"{datetime.now(UTC):%H:%M:%S} {text}\n")
 

@@ -84,7 +84,7 @@ def execute(
             skips.append(entry)
         return skipped
     waiting = [] if skips is None else skips
-    run.note(f"{verb}: started")
+    run.note(f"{verb}: started, step {list(STEPS).index(verb) + 1} of {len(STEPS)}")
     start = time.monotonic()
     try:
         with said_plainly(run.warehouse):

@@ -24,6 +24,7 @@ from dynamix.jobs.monitor import monitor
 from dynamix.jobs.places import place_of
 from dynamix.jobs.plan import plan
 from dynamix.jobs.power import power
+from dynamix.jobs.progress_bar import shown_progress
 from dynamix.jobs.report import report
 from dynamix.jobs.run import STEPS, execute, logged, run_all
 from dynamix.jobs.session import get_spark
@@ -52,7 +53,7 @@ def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:
     (run.folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     if events is not None and arguments.verb != "plan":
         store_config(run.warehouse.root, config)
-    with said_plainly(run.warehouse):
+    with said_plainly(run.warehouse), shown_progress(run.spark, quiet=arguments.quiet or arguments.json):
         return _dispatch(arguments, run, events), run
 
 
