@@ -14,8 +14,10 @@ from dynamix.config import load_config
 from dynamix.features.simulate import simulate
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.context import Run
+from dynamix.jobs.interrupt import plain_interrupts
 from dynamix.jobs.report import report
 from dynamix.jobs.run import execute, run_all
+from dynamix.jobs.session import get_spark
 from dynamix.jobs.settings import dump, store_config
 from dynamix.jobs.verbs import open_run
 
@@ -32,6 +34,8 @@ SETTINGS = (f"mask.ne_budget={BUDGET}", f"mask.delta={DELTA}")
 def demo(arguments: Namespace, outcome: Outcome) -> None:
     """Run both worlds; the outcome carries the full world's tables, verdicts and model."""
     stream = sys.stderr if arguments.json else sys.stdout
+    get_spark()
+    plain_interrupts()
     first = _world(arguments.out / "first", users=FIRST_USERS, days=FIRST_DAYS, settings=arguments.settings)
     if not (first.warehouse.root / "masks" / "_delta_log").is_dir():
         world = arguments.out / "first" / "world"

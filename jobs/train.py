@@ -114,9 +114,7 @@ def train(
     registration = _registration(run, contest, decision, arms, speed)
     registration.store(run.folder)
     result.facts |= retired | _registered(run, registry, run.run_id, registration)
-    shutil.rmtree(
-        run.warehouse.private / CHECKPOINTS, ignore_errors=True
-    )  # all of them are of trainings that ended
+    shutil.rmtree(run.warehouse.private / CHECKPOINTS, ignore_errors=True)  # all of trainings that have ended
     run.note(f"train: {result.facts['model']} is {result.facts['alias']}; {decision.ranker.reason}")
     return result
 

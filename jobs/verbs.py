@@ -19,6 +19,7 @@ from dynamix.jobs.context import Run, StepResult, new_run_id
 from dynamix.jobs.diff import diff
 from dynamix.jobs.explain import explain
 from dynamix.jobs.forget import forget, refuse_wrong_call
+from dynamix.jobs.interrupt import plain_interrupts
 from dynamix.jobs.maintain import maintain
 from dynamix.jobs.monitor import monitor
 from dynamix.jobs.places import place_of
@@ -49,6 +50,8 @@ def run_verb(arguments: Namespace, config: Config) -> tuple[StepResult, Run]:
         refuse_no_table(place)
     if arguments.verb in DATELESS:
         day = day or datetime.now(UTC).date()
+    get_spark()
+    plain_interrupts()
     run = open_run(place, config, events, run_date=day, quiet=arguments.quiet)
     (run.folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     if events is not None and arguments.verb != "plan":

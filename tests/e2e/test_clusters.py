@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from clusters import Cluster, clean_environment, conf_folder, connect_server, standalone_cluster
 from cycles import open_world
@@ -27,6 +29,7 @@ from dynamix.features.simulate import simulate
 from dynamix.jobs.doctor import CLIENT
 from dynamix.jobs.jars import resolve_jars
 from dynamix.jobs.run import run_all
+from dynamix.models.launch import LOG
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.e2e, pytest.mark.usefixtures("as_configured")]
 
@@ -158,3 +161,27 @@ def test_spark_submit_to_a_cluster_gives_the_tables_of_a_local_run(
     driven([*submit, *given, *cycle(world, tmp_path / "W", tmp_path / "out")], environment)
     packaged_only(tmp_path / "out", package, executors=2)
     assert contents(spark, tmp_path / "W", known={}, base=tmp_path / "W") == local
+    trained_by_two_processes(cluster, package, tmp_path)
+
+
+def trained_by_two_processes(cluster: Cluster, package: Path, folder: Path) -> None:
+    """The training once more on that cluster, by Spark's TorchDistributor with two processes: the same predictions."""
+    runs = folder / "W" / "_dynamix" / "runs"
+    (before,) = runs.glob("*/predictions.parquet")
+    environment = on_the_cluster(
+        cluster, folder / "again", DYNAMIX_MASTER=cluster.address, DYNAMIX_PY_FILES=str(package)
+    )
+    settings = [f"--set={one}" for one in (*SETTINGS, "train.launcher=spark", "train.processes=2")]
+    train = ["-m", "dynamix.jobs.cli", "train", "--warehouse", str(folder / "W"), *settings]
+    driven([sys.executable, *train], environment)
+    (after,) = set(runs.glob("*/predictions.parquet")) - {before}
+    assert (after.parent / LOG).is_file()  # of the processes and their starter
+    one, other = (whole_histories(path) for path in (before, after))
+    assert list(one.index) == list(other.index) and len(one)
+    assert np.allclose(one["p"], other["p"], rtol=1e-4, atol=1e-6)
+
+
+def whole_histories(predictions: Path) -> pd.DataFrame:
+    """Predictions of the arm that keeps everything, which is trained whatever became of the mask."""
+    found = pd.read_parquet(predictions).query("arm == 'keep-all'")
+    return found.set_index(["impression_id", "part", "label"]).sort_index()
