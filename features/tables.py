@@ -275,8 +275,8 @@ class Warehouse:
         Columns are taken by name and cast to the contract's types; a column that is missing in
         `frame` or unknown to the contract is an error. Raises InputError on an empty frame (fault 5);
         `empty` says whether it is where the caller has counted already, else a job finds out. `gather` brings
-        the rows of a partition into one task, for one file; False writes them where they are, which is faster
-        where all are of one partition.
+        the rows of a partition into one task, for one file, or a few where they are many; False writes them where
+        they are, which is faster where all are of one partition.
         """
         aligned = self._aligned(spark, table, frame)
         if not allow_empty and (aligned.limit(1).isEmpty() if empty is None else empty):
@@ -286,7 +286,8 @@ class Warehouse:
             )
         self.create(spark, table, definition=definition)
         if table.partition_by and gather:
-            aligned = aligned.repartition(*table.partition_by)
+            # as `repartition` by these columns, but what is large for one task is split among several
+            aligned = aligned.hint("rebalance", *table.partition_by)
         _commit(table.name, lambda: self._overwrite(table.name, aligned, where, metadata))
         version = self.version(spark, table.name)
         assert version is not None  # just written; for the type checker

@@ -13,6 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from dynamix.contracts import Column, Table
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError, InputError
 from dynamix.features import tables
+from dynamix.features.spark_settings import session_settings
 from dynamix.features.sql_text import create_table
 from dynamix.features.tables import Warehouse
 
@@ -164,3 +165,26 @@ def test_texts_of_a_contract_are_texts_whatever_stands_in_them(spark: SparkSessi
     assert row["description"] == odd.comment
     checked = create_table("p", Table("streams", key=(), columns=(column,)), properties={})
     assert r"IN (\'it\'\'s\', \'\u0024{x}\')'" in checked
+
+
+def test_a_large_partition_is_shared_by_several_tasks_and_a_small_one_is_one_file(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """A day of a very large source must not be the work of one task (docs/experiments.md, what events cost)."""
+    warehouse = Warehouse(tmp_path)
+    sizes = {"large": 60_000, "small": 50, "other": 50}
+    frame = spark.range(sum(sizes.values())).selectExpr(
+        f"CASE WHEN id < {sizes['large']} THEN 'large' WHEN id % 2 = 0 THEN 'small' ELSE 'other' END AS day",
+        "CAST(id AS INT) AS id", "rand(7) AS size",
+    )  # fmt: skip
+    adaptive = {
+        "spark.sql.adaptive.enabled": "true",
+        "spark.sql.adaptive.advisoryPartitionSizeInBytes": "300kb",
+        "spark.sql.adaptive.coalescePartitions.minPartitionSize": "100kb",
+    }
+    with session_settings(spark, adaptive):
+        warehouse.replace(spark, THING, frame.repartition(6))
+    files = {day: len(list((tmp_path / THING.name / f"day={day}").glob("*.parquet"))) for day in sizes}
+    assert files["large"] > 1 and files["small"] == files["other"] == 1
+    counted = warehouse.read(spark, THING.name).groupBy("day").count().collect()
+    assert {row["day"]: row["count"] for row in counted} == {"large": 60_000, "small": 50, "other": 50}
