@@ -48,6 +48,14 @@ def perform(arguments: Namespace) -> Outcome:
         HANDLERS[arguments.verb](arguments, outcome)
     except DynamixError as trouble:
         _fail(outcome, arguments, trouble.exit_code, trouble.message)
+    except PermissionError as trouble:
+        what = f"no permission for {trouble.filename or 'a file'} ({trouble.strerror})"
+        _fail(
+            outcome,
+            arguments,
+            5,
+            f"{what}; give this user the right (docs/deploy.md, Rights), or name another folder",
+        )
     except KeyboardInterrupt:
         _fail(outcome, arguments, 130, "interrupted; what was written stays, run again to go on from there")
     except Exception as trouble:

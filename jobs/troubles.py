@@ -12,6 +12,9 @@ from dynamix.errors import DynamixError, EnvironmentTrouble, InputError
 from dynamix.features.tables import DISK_FULL, WRITERS, Warehouse
 
 _UNREADABLE = re.compile(r"FAILED_READ_FILE\.?(\w*)\][^\n]*?(?:\s|:)((?:file:)?/\S+?\.parquet)")
+_REFUSED = re.compile(
+    r"Access(?:Control|Denied)Exception[^\n]*?(/[^\s\":]+)|(/[^\s:]+) \(Permission denied\)"
+)
 _BARE = "No module named 'dynamix'"
 _LOST = (
     "Python worker exited unexpectedly",
@@ -39,7 +42,7 @@ def known_trouble(text: str, warehouse: Warehouse) -> DynamixError | None:
     """The error that stands for Spark's own, None where it is none of those that are known.
 
     A Parquet file that is gone or damaged: EnvironmentTrouble with file and table, InputError where the file
-    is of the source (docs/faults.md 26). A full disk, a worker that died (docs/faults.md 29) or one without this
+    is of the source (docs/faults.md 26). A missing permission, a full disk, a worker that died (docs/faults.md 29) or one without this
     package: EnvironmentTrouble.
     """
     unreadable = _UNREADABLE.search(text)
@@ -49,6 +52,12 @@ def known_trouble(text: str, warehouse: Warehouse) -> DynamixError | None:
         return EnvironmentTrouble(
             "disk full while Spark wrote temporary files; no table was changed by it: free space in the temporary "
             "folder or set TMPDIR and SPARK_LOCAL_DIRS to a larger disk, then run again"
+        )
+    refused = _REFUSED.search(text)
+    if refused:
+        return EnvironmentTrouble(
+            f"no permission for {refused[1] or refused[2]}; give this user the right (docs/deploy.md, Rights), or name "
+            "another folder"
         )
     if _BARE in text:
         return EnvironmentTrouble(

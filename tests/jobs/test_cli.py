@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from argparse import Namespace
 from datetime import date
 from pathlib import Path
 from typing import cast
@@ -12,10 +13,12 @@ from typing import cast
 import pytest
 
 from dynamix.errors import ConfigError
-from dynamix.jobs.cli import HANDLERS, main
+from dynamix.features.tables import Warehouse
+from dynamix.jobs.cli import HANDLERS, Outcome, main
 from dynamix.jobs.context import Run
 from dynamix.jobs.features import features
 from dynamix.jobs.options import build_parser
+from dynamix.jobs.troubles import known_trouble
 
 
 def verbs() -> list[str]:
@@ -167,3 +170,32 @@ def test_other_shells_get_a_script_with_every_verb(shell: str, capsys: pytest.Ca
     assert main(["completion", shell, "--json"]) == 0
     script = json.loads(capsys.readouterr().out)["facts"]["script"]
     assert all(verb in script for verb in HANDLERS)
+
+
+def test_a_missing_permission_is_exit_5_with_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As for a user who is not the owner; the tests may run as root, whom no folder refuses."""
+
+    def refused(arguments: Namespace, outcome: Outcome) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "W"))
+
+    monkeypatch.setitem(HANDLERS, "report", refused)
+    assert main(["report", "--warehouse", str(tmp_path / "W"), "--json"]) == 5
+    said = capsys.readouterr()
+    assert f"no permission for {tmp_path / 'W'} (Permission denied); give this user the right" in said.err
+    assert json.loads(said.out)["exit_code"] == 5
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "java.io.FileNotFoundException: /data/W/events/part-0.parquet (Permission denied)",
+        'AccessControlException: Permission denied: user=x, access=WRITE, inode="/data/W/events/part-0.parquet":root',
+        "java.nio.file.AccessDeniedException: /data/W/events/part-0.parquet",
+    ],
+)
+def test_what_spark_says_of_a_missing_permission_is_said_plainly(said: str, tmp_path: Path) -> None:
+    found = known_trouble(f"Job aborted.\n{said}\n\tat org.apache", Warehouse(tmp_path))
+    assert found is not None and found.exit_code == 5
+    assert "no permission for /data/W/events/part-0.parquet; give" in found.message
