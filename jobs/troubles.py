@@ -42,8 +42,8 @@ def known_trouble(text: str, warehouse: Warehouse) -> DynamixError | None:
     """The error that stands for Spark's own, None where it is none of those that are known.
 
     A Parquet file that is gone or damaged: EnvironmentTrouble with file and table, InputError where the file
-    is of the source (docs/faults.md 26). A missing permission, a full disk, a worker that died (docs/faults.md 29) or one without this
-    package: EnvironmentTrouble.
+    is of the source (docs/faults.md 26). A missing permission, a full disk, a worker that died (docs/faults.md 29) or
+    one without this package: EnvironmentTrouble.
     """
     unreadable = _UNREADABLE.search(text)
     if unreadable:
