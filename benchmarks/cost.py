@@ -16,14 +16,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.processes import Meter
-from dynamix.features.table_files import delta_folders
+from dynamix.features.table_files import data_files, delta_folders
 
 VERBS = ("ingest", "features", "segment", "mask", "train", "score")
 PER_TOKEN = ("mask", "train", "score")
@@ -60,8 +60,8 @@ class Size:
     impressions: int
     tokens: int
     steps: list[Step] = field(default_factory=list)
-    tables: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Files and bytes by table."""
+    tables: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    """Files, bytes and rows by table."""
 
 
 @dataclass(frozen=True)
@@ -175,19 +175,18 @@ def measure(folder: Path, *, events: int, seed: int, verbs: Iterable[str], setti
         size.steps.append(step)
         if verb == "mask":
             size.tokens = history_tokens(folder / "W")
-        size.tables = table_files(folder / "W")
         kept.write_text(json.dumps(asdict(size), indent=1), encoding="utf-8")
         say(f"  {verb}: {step.wall_s:.0f} s, CPU {step.cpu_s:.0f} s, {step.peak_bytes / _GIB:.1f} GiB")
     for step in size.steps:
         step.tokens = size.tokens
-    return size
+    return replace(size, tables=table_files(folder / "W"))
 
 
 def load_size(file: Path) -> Size:
     """What `measure` stored."""
     tree = json.loads(file.read_text(encoding="utf-8"))
     tree["steps"] = [Step(**step) for step in tree["steps"]]
-    tree["tables"] = {name: (files, size) for name, (files, size) in tree["tables"].items()}
+    tree["tables"] = {name: tuple(found) for name, found in tree["tables"].items()}
     return Size(**tree)
 
 
@@ -205,12 +204,13 @@ def history_tokens(warehouse: Path) -> int:
     return round(sum(cells.values()))
 
 
-def table_files(warehouse: Path) -> dict[str, tuple[int, int]]:
-    """Data files and their bytes by table; older versions lie there too where a verb wrote twice."""
+def table_files(warehouse: Path) -> dict[str, tuple[int, int, int]]:
+    """Data files, their bytes and rows by table; older versions lie there too where a verb wrote twice."""
     found = {}
     for table in delta_folders(warehouse):
-        sizes = [path.stat().st_size for path in table.rglob("*.parquet") if "_delta_log" not in path.parts]
-        found[table.name] = (len(sizes), sum(sizes))
+        files = sorted(data_files(table))
+        rows = sum(pq.read_metadata(path).num_rows for path in files)
+        found[table.name] = (len(files), sum(path.stat().st_size for path in files), rows)
     return found
 
 
@@ -259,13 +259,14 @@ def files_table(sizes: Sequence[Size], targets: Sequence[int] = TARGETS) -> Iter
     """Bytes and files by table at the largest size, and bytes at the targets, in proportion."""
     largest = sizes[-1]
     heads = " | ".join(f"TB at {n:.0e}, GB a file as laid out now" for n in targets)
-    yield f"| table | files | MB | bytes an event | {heads} |\n|{'---|' * (4 + len(targets))}"
-    for name, (files, size) in sorted(largest.tables.items(), key=lambda item: -item[1][1]):
+    yield f"| table | rows an event | files | MB | bytes an event | {heads} |\n|{'---|' * (5 + len(targets))}"
+    for name, (files, size, rows) in sorted(largest.tables.items(), key=lambda item: -item[1][1]):
         if size < 1_000_000:
             continue
         each = size / largest.events
         told = " | ".join(f"{each * n / 1e12:.2f}, {each * n / files / 1e9:.1f}" for n in targets)
-        yield f"| {name} | {files} | {size / 1e6:.0f} | {each:.1f} | {told} |"
+        more = f"{rows / largest.events:.3f} | {files}"
+        yield f"| {name} | {more} | {size / 1e6:.0f} | {each:.1f} | {told} |"
 
 
 def say(text: str) -> None:

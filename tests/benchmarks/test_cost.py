@@ -86,7 +86,7 @@ def sizes() -> list[Size]:
 
     return [
         Size(n, n // 100, n // 5, 10 * n, [step("ingest", n, 60 + n * 1e-5), step("mask", n, 80 + n * 2e-5)],
-             {"events": (4, 50 * n), "masks": (1, 10)})
+             {"events": (4, 50 * n, n // 2), "masks": (1, 10, 1)})
         for n in (1_000_000, 4_000_000)
     ]  # fmt: skip
 
@@ -100,7 +100,7 @@ def test_the_tables_price_events_and_tokens() -> None:
     assert ingest.startswith("| ingest | events | 60 | 10.00 |") and ingest.endswith("| 2.8, 0.10 |")
     assert mask.startswith("| mask | tokens | 80 | 2.00 |")
     [line] = list(files_table(found, [10**9]))[1:]  # small tables are left out
-    assert line == "| events | 4 | 200 | 50.0 | 0.05, 12.5 |"
+    assert line == "| events | 0.500 | 4 | 200 | 50.0 | 0.05, 12.5 |"
 
 
 def test_what_was_stored_is_read_again(tmp_path: Path) -> None:
@@ -110,10 +110,11 @@ def test_what_was_stored_is_read_again(tmp_path: Path) -> None:
 
 
 def test_files_of_the_log_are_no_data(tmp_path: Path) -> None:
+    rows = pa.table({"x": [1, 2, 3]})
     for name in ("events/_delta_log/0.checkpoint.parquet", "events/day=1/a.parquet", "events/b.parquet"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"1234")
-    assert table_files(tmp_path) == {"events": (2, 8)}
+        pq.write_table(rows, tmp_path / name)
+    assert table_files(tmp_path) == {"events": (2, 2 * (tmp_path / name).stat().st_size, 6)}
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="no /proc on this system")
