@@ -33,12 +33,17 @@ class Batches:
         self.shuffled = shuffled
 
     def __len__(self) -> int:
-        return -(-len(self.place) // SIZE)
+        return len(range(0, self._end(), SIZE))
+
+    def _end(self) -> int:
+        """Where a training pass ends: its batch norm cannot take a last batch of one row."""
+        n = len(self.place)
+        return n - 1 if self.shuffled and n % SIZE == 1 else n
 
     def __iter__(self):
         order = torch.randperm(len(self.place)).numpy() if self.shuffled else np.arange(len(self.place))
-        for first in range(0, len(order), SIZE):
-            yield self.batch(self.place[order[first : first + SIZE]])
+        for first in range(0, self._end(), SIZE):
+            yield self.batch(self.place[order[first : min(first + SIZE, self._end())]])
 
     def batch(self, place):
         rows = self.rows
