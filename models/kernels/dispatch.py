@@ -3,6 +3,7 @@
 | backend  | what it is                                             | chosen for                               |
 |----------|--------------------------------------------------------|------------------------------------------|
 | bucketed | rows of similar length in one batched product          | CPU; CUDA in float64 or without Triton   |
+| flash    | the same blocks by torch's fused kernel                | CPU: softmax, no bias, no hidden keys    |
 | sequence | one row after the other, bitwise the same in any batch | one row                                  |
 | triton   | tiles over the offsets, compiled for the GPU           | CUDA in float32, bfloat16 and float16    |
 | segment  | sums over ragged rows (pooling only)                   | one query a row; exported pooling        |
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dynamix.errors import ConfigError, EnvironmentTrouble, InputError
+from dynamix.models.kernels import flash
 from dynamix.models.kernels.blocked import blocked_attention, blocked_pool
 from dynamix.models.kernels.dense import dense_attention, dense_pool
 from dynamix.models.kernels.form import ALL_KEYS, PLAIN, Form, Keys, check_attention, check_pool
@@ -24,7 +26,7 @@ from dynamix.models.kernels.layout import Layout
 from dynamix.models.kernels.pooling import segment_pool
 from dynamix.models.layers.jagged import row_index
 
-ATTENTION = ("sequence", "bucketed", "triton", "dense")
+ATTENTION = ("flash", "sequence", "bucketed", "triton", "dense")
 POOLING = ("segment", "sequence", "bucketed", "dense")
 HALF = (torch.float16, torch.bfloat16)
 
@@ -78,6 +80,15 @@ def _attention(
             return _attention(q, k, v, offsets, keys, form, backend, with_lse=with_lse)
     check_attention(q, k, v, offsets, keys)
     chosen = attention_backend(q, offsets, backend)
+    plain = flash.fits(q, v, keys, form)
+    if chosen == "flash" and not plain:
+        raise ConfigError(
+            "backend 'flash' of the jagged kernels takes softmax on a CPU, without bias and hidden keys and with values "
+            "as wide as keys; leave the backend open"
+        )
+    if chosen == "flash" or (chosen == "bucketed" and backend is None and plain):
+        out, lse = flash.flash_attention(_wide(q), _wide(k), _wide(v), _layout(chosen, offsets, q), form)
+        return out.to(q.dtype), lse.T
     if chosen == "triton":
         from dynamix.models.kernels.triton_attention import triton_attention
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import accumulate, pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynamix.models.kernels import blocked, layout
+from dynamix.errors import ConfigError
+from dynamix.models.kernels import blocked, flash, layout
 from dynamix.models.kernels.dispatch import attention, attention_with_lse, pool
 from dynamix.models.kernels.form import Form, Keys
 from dynamix.models.layers.attention import TargetAttention
@@ -152,6 +154,43 @@ def test_log_sum_exp_is_that_of_the_scores(causal: bool) -> None:
     assert runs[0].shape == (2, 15)
     assert bool(runs[0].isinf().any())  # some query sees no key
     assert_same(runs[1:], [runs[0], runs[0]])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_fused_kernel_of_torch_is_taken_in_the_plain_case_alone(
+    causal: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    real = flash.flash_attention
+
+    def spy(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        taken.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(flash, "flash_attention", spy)
+    form = Form(causal=causal, scale=0.4)
+    for lengths in [*LENGTHS, [5, 5], [0, 9, 9, 3, 40]]:
+        q, k, v, bias = qkv(sum(lengths), dtype=dtype)
+        offsets = offsets_of(lengths)
+        v = v[..., : q.shape[-1]].detach().clone().requires_grad_()
+        q, k = (x[..., : v.shape[-1]].detach().clone().requires_grad_() for x in (q, k))
+        taken.clear()
+        own = attention_with_lse(q, k, v, offsets, form=form)
+        assert bool(taken) == (len(lengths) > 1)
+        asked = attention_with_lse(q, k, v, offsets, form=form, backend="flash")
+        wanted = attention_with_lse(q, k, v, offsets, form=form, backend="dense")
+        atol = 1e-9 if dtype == torch.float64 else 2e-5
+        dense = results(wanted[0], [q, k, v])
+        for found in (own, asked):
+            assert_same(results(found[0], [q, k, v]), dense, atol=atol)
+            torch.testing.assert_close(found[1], wanted[1], atol=atol, rtol=0)
+        taken.clear()
+        attention(q, k, v, offsets, keys=Keys(bias[:, : q.shape[1]]), form=form)
+        attention(q, k, v, offsets, form=Form(activation="silu"))
+        assert not taken
+    with pytest.raises(ConfigError, match=r"'flash' .* takes softmax on a CPU"):
+        attention(q, k, v, offsets, keys=Keys(bias), backend="flash")
 
 
 def test_a_row_alone_and_in_a_batch_are_bitwise_equal() -> None:

@@ -44,7 +44,7 @@ def test_the_backend_follows_device_and_rows() -> None:
 
 
 def test_an_unknown_backend_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'fast'.*sequence, bucketed, triton, dense"):
+    with pytest.raises(ConfigError, match=r"'fast'.*flash, sequence, bucketed, triton, dense"):
         attention(draw(5, 2, 4), draw(5, 2, 4), draw(5, 2, 4), offsets_of([5]), backend="fast")
 
 
