@@ -146,6 +146,8 @@ def main(sources: Sequence[str], folder: Path, *, users: int, seeds: int, arms: 
         fitted = {name: of_seeds(world, name, seeds) for name in arms}
         found[world.name] = lines = compared(world, fitted)
         print("\n".join(table(world, lines, seeds)), flush=True)
+        if {"din", "fuxictr"} <= fitted.keys():
+            print(twins(world, fitted["din"], fitted["fuxictr"]), flush=True)
         (folder / "rankers.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
@@ -230,6 +232,14 @@ def compared(world: HeadlineWorld, arms: Mapping[str, Fitted]) -> list[dict[str,
             "seeds": len(f.test), "fit_seconds": f.seconds, "rows_per_s": f.rows_per_s,
         })  # fmt: skip
     return found
+
+
+def twins(world: HeadlineWorld, own: Fitted, other: Fitted) -> str:
+    """Our DIN-type ranker against FuxiCTR's, paired by row."""
+    found = compare(
+        scored(world, own.test), scored(world, other.test), replicates=world.config.train.bootstrap
+    )
+    return f"\ndin to FuxiCTR's DIN: ΔNE % {interval(found.delta_ne_pct, found.low, found.high)}"
 
 
 def table(world: HeadlineWorld, lines: Sequence[Mapping[str, Any]], seeds: int) -> list[str]:

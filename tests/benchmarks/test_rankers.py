@@ -45,6 +45,7 @@ def test_every_model_is_judged_on_the_same_rows_against_the_best_baseline(world:
     assert min(tuned, key=lambda n: tuned[n]) == best and lines[best]["delta"] == 0
     ratio = 100 * (lines["hstu"]["ne_labels"] / lines[best]["ne_labels"] - 1)
     assert lines["hstu"]["delta"] == pytest.approx(ratio, abs=1e-6)
+    assert rankers.twins(world, fitted["din"], fitted["din"]).endswith("+0.000 [+0.000, +0.000]")
     told = rankers.table(world, list(lines.values()), 1)
     assert len(told) == 3 + len(NAMES) and told[0].count(rankers.ARMS[best].says) == 1
 
