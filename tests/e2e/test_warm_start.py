@@ -160,6 +160,6 @@ def test_a_process_that_dies_is_exit_5_and_the_alias_stays(begun: Place) -> None
     assert begun.champion() == "1" and _ranks(runs, 0) == []
     assert not list(runs.glob("*/training-*/"))
     newest = max(runs.iterdir())
-    assert "epoch 1:" in (newest / "run.log").read_text(encoding="utf-8")
+    assert "epoch 1 of" in (newest / "run.log").read_text(encoding="utf-8")
     assert "exitcode  : -9" in (newest / LOG).read_text(encoding="utf-8")
     assert not (newest / "evidence.json").exists()

@@ -99,7 +99,7 @@ def test_two_processes_of_torchrun_train_the_ranker_of_one(
     (begun,) = train_seeds(SPECS[:1], world, model_config=shape(world, config), config=inline)
     said = compared(world, tmp_path, config, WarmStart(begun.model, {}, "models:/dynamix-ranker/1"))
     told = [text.split(":")[0] for text in said]
-    assert told == [f"masked seed {seed} epoch {epoch}" for seed in (1, 2) for epoch in (1, 2)]
+    assert told == [f"masked seed {seed} epoch {epoch} of 2" for seed in (1, 2) for epoch in (1, 2)]
 
 
 @pytest.mark.slow

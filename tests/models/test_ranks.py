@@ -234,7 +234,7 @@ def test_a_plugin_that_draws_by_itself_is_noticed(world: JaggedRows) -> None:
 def test_only_the_first_rank_speaks(world: JaggedRows) -> None:
     said: list[str] = []
     together(world, 3, said=said)
-    assert [text.split(":")[0] for text in said] == [f"keep-all seed 1 epoch {n}" for n in (1, 2)]
+    assert [text.split(":")[0] for text in said] == [f"keep-all seed 1 epoch {n} of 2" for n in (1, 2)]
 
 
 def test_fewer_training_rows_than_ranks_are_refused(world: JaggedRows) -> None:
