@@ -16,11 +16,53 @@ from dynamix.errors import ConfigError, InputError
 SAMPLE_ROWS = 200_000
 _FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 _ALIASES: dict[str, tuple[str, ...]] = {
-    "user_id": ("user", "uid", "userid", "visitorid", "visitor_id", "customer_id", "member_id"),
-    "event_ts": ("timestamp", "ts", "time", "event_time", "time_ms", "datetime", "created_at"),
+    "user_id": (
+        "user",
+        "uid",
+        "userid",
+        "visitorid",
+        "visitor_id",
+        "visitor",
+        "customer_id",
+        "customer",
+        "member_id",
+        "member",
+        "account_id",
+        "account",
+        "client_id",
+        "person_id",
+        "profile_id",
+        "device_id",
+        "cookie_id",
+        "cookie",
+    ),
+    "event_ts": (
+        "timestamp",
+        "ts",
+        "time",
+        "event_time",
+        "event_timestamp",
+        "time_ms",
+        "datetime",
+        "created_at",
+        "happened_at",
+        "occurred_at",
+        "event_at",
+        "logged_at",
+    ),
     "event_type": ("event", "action", "action_type", "type", "event_name"),
     "surface": ("page", "channel", "placement", "tab", "screen", "section", "module"),
-    "item_id": ("item", "itemid", "product_id", "video_id", "content_id", "reference"),
+    "item_id": (
+        "item",
+        "itemid",
+        "product_id",
+        "product",
+        "sku",
+        "video_id",
+        "content_id",
+        "article_id",
+        "reference",
+    ),
     "session_id": ("session", "sessionid", "visit_id"),
     "request_id": ("request", "requestid", "query_id"),
     "dwell_ms": ("dwell", "play_time_ms", "duration_watched", "time_spent_ms"),
@@ -66,7 +108,7 @@ def init(events: Path) -> Proposal:
     path = folder / "dynamix.yaml"
     if path.exists():
         raise ConfigError(f"{path} exists already; move it away to have a new one proposed")
-    columns = propose_columns(list(sample.columns))
+    columns = propose_columns(list(sample.columns), times=_times(sample))
     text = _yaml(sample, columns)
     path.write_text(text, encoding="utf-8")
     missing = tuple(name for name in REQUIRED_RAW if name not in columns)
@@ -99,8 +141,11 @@ def read_sample(events: Path) -> pd.DataFrame:
     return sample
 
 
-def propose_columns(names: Sequence[str]) -> dict[str, str]:
-    """Canonical column → the user's own column, by equal name first, then by common aliases."""
+def propose_columns(names: Sequence[str], *, times: Sequence[str] = ()) -> dict[str, str]:
+    """Canonical column → the user's own column, by equal name first, then by common aliases.
+
+    Where no name says when an event was, the only one of the columns `times` is taken, if there is just one.
+    """
     lower = {name.lower(): name for name in names}
     found: dict[str, str] = {}
     for column in RAW_COLUMNS:
@@ -108,7 +153,15 @@ def propose_columns(names: Sequence[str]) -> dict[str, str]:
             if candidate in lower and lower[candidate] not in found.values():
                 found[column.name] = lower[candidate]
                 break
+    left = [name for name in times if name not in found.values()]
+    if "event_ts" not in found and len(left) == 1:
+        found["event_ts"] = left[0]
     return found
+
+
+def _times(sample: pd.DataFrame) -> list[str]:
+    """Columns that hold instants by their type."""
+    return [str(name) for name in sample.columns if pd.api.types.is_datetime64_any_dtype(sample[name])]
 
 
 def time_unit(values: pd.Series) -> str | None:

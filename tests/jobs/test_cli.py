@@ -17,6 +17,7 @@ from dynamix.features.tables import Warehouse
 from dynamix.jobs.cli import HANDLERS, Outcome, main
 from dynamix.jobs.context import Run
 from dynamix.jobs.features import features
+from dynamix.jobs.init import propose_columns
 from dynamix.jobs.options import build_parser
 from dynamix.jobs.troubles import known_trouble
 
@@ -199,3 +200,16 @@ def test_what_spark_says_of_a_missing_permission_is_said_plainly(said: str, tmp_
     found = known_trouble(f"Job aborted.\n{said}\n\tat org.apache", Warehouse(tmp_path))
     assert found is not None and found.exit_code == 5
     assert "no permission for /data/W/events/part-0.parquet; give" in found.message
+
+
+def test_a_strangers_columns_are_found_by_name_and_the_time_by_its_type() -> None:
+    names = ["customer", "noted", "action", "page", "product", "rank"]
+    found = propose_columns(names, times=["noted"])
+    assert found == {
+        "user_id": "customer", "event_ts": "noted", "event_type": "action", "surface": "page", "item_id": "product",
+        "position": "rank",
+    }  # fmt: skip
+    assert "event_ts" not in propose_columns(
+        ["a", "b"], times=["a", "b"]
+    )  # which of the two is a person's to say
+    assert propose_columns(["ts", "noted"], times=["noted"])["event_ts"] == "ts"
