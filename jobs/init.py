@@ -203,6 +203,10 @@ def _yaml(sample: pd.DataFrame, columns: Mapping[str, str]) -> str:
         shown = ", ".join("[" + ", ".join(key) + "]" for key in keys)
         lines.append("attribution:  # a conversion belongs to the latest impression that shares these")
         lines.append(f"  join_on: [{shown}]")
+        lines.append(
+            "  click_window: 24h  # labels are final after the longer window; 5 of 42 days validate, so keep it short"
+        )
+        lines.append("  view_window: 24h")
     derive = "dwell_ms" not in columns
     lines.append(f"dwell: {{derive: {str(derive).lower()}}}  # true: gap to the next event of the session")
     text = "\n".join(lines) + "\n"

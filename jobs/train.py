@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dynamix.errors import ConfigError
+from dynamix.errors import ConfigError, GuardError
+from dynamix.features.conversions import longest_window_s
 from dynamix.jobs.arm_rows import ArmRows, build_arms, load_truth, load_version, set_status, stream_scales
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.life import obsolete
@@ -80,7 +81,7 @@ def train(
 
     Gates read validation rows outside the hold-out; the test part is evaluated once, after them. Writes
     `training_rows`, the statuses of `masks`, and under the run's folder evidence.json, predictions.parquet
-    and the model. GuardError (exit 4) without mature rows or with one class only; EnvironmentTrouble
+    and the model. GuardError (exit 4) without mature rows, of the validation part too, or with one class only; EnvironmentTrouble
     (exit 5) if the tracking store fails, everything but the registration being on disk by then:
     `register_from` names such a run, and then its model is registered and nothing trained (docs/faults.md 36).
     `warm_start="champion"` begins every arm from the champion's weights; ConfigError (exit 2) where there is none or
@@ -95,6 +96,7 @@ def train(
     start = None if warm_start is None else _warm_start(run, registry, champion)
     retired = _retire_obsolete(run)
     arms = build_arms(run)
+    _refuse_no_validation(run, arms)
     contest = hold(
         arms.rows, n_streams=arms.n_streams, n_segments=arms.n_segments, config=config, progress=run.note,
         truth=load_truth(truth), start=start, folder=run.folder, checkpoints=run.warehouse.private / CHECKPOINTS,
@@ -117,6 +119,18 @@ def train(
     shutil.rmtree(run.warehouse.private / CHECKPOINTS, ignore_errors=True)  # all of trainings that have ended
     run.note(f"train: {result.facts['model']} is {result.facts['alias']}; {decision.ranker.reason}")
     return result
+
+
+def _refuse_no_validation(run: Run, arms: ArmRows) -> None:
+    """GuardError (exit 4), before anything is trained, where no validation row is there to choose a pass or judge a mask by."""
+    if len(arms.rows[KEEP_ALL][1].select("validate", holdout=False)):
+        return
+    days, wait = arms.calendar.validate.days, longest_window_s(run.config) / 86_400
+    raise GuardError(
+        f"no validation row: its part has {days:.1f} days, and a row counts once its labels are final, {wait:.1f} days after "
+        "the impression; shorten attribution.click_window and attribution.view_window, or ingest more days "
+        "(calendar.days)"
+    )
 
 
 def _warm_start(run: Run, registry: Registry, champion: Version | None) -> WarmStart:

@@ -3,7 +3,7 @@
 | backend  | what it is                                             | chosen for                               |
 |----------|--------------------------------------------------------|------------------------------------------|
 | bucketed | rows of similar length in one batched product          | CPU; CUDA in float64 or without Triton   |
-| flash    | the same blocks by torch's fused kernel                | CPU: softmax, no bias, no hidden keys    |
+| flash    | the same blocks by torch's fused kernel                | CPU: long rows, softmax, no bias or keep |
 | sequence | one row after the other, bitwise the same in any batch | one row                                  |
 | triton   | tiles over the offsets, compiled for the GPU           | CUDA in float32, bfloat16 and float16    |
 | segment  | sums over ragged rows (pooling only)                   | one query a row; exported pooling        |
@@ -29,6 +29,8 @@ from dynamix.models.layers.jagged import row_index
 ATTENTION = ("flash", "sequence", "bucketed", "triton", "dense")
 POOLING = ("segment", "sequence", "bucketed", "dense")
 HALF = (torch.float16, torch.bfloat16)
+LONG = 256.0
+"""Events that an event sees in the mean from which on torch's fused kernel is the faster one (docs/experiments.md)."""
 
 
 def attention(
@@ -86,7 +88,7 @@ def _attention(
             "backend 'flash' of the jagged kernels takes softmax on a CPU, without bias and hidden keys and with values "
             "as wide as keys; leave the backend open"
         )
-    if chosen == "flash" or (chosen == "bucketed" and backend is None and plain):
+    if chosen == "flash" or (chosen == "bucketed" and backend is None and plain and _seen(offsets) >= LONG):
         out, lse = flash.flash_attention(_wide(q), _wide(k), _wide(v), _layout(chosen, offsets, q), form)
         return out.to(q.dtype), lse.T
     if chosen == "triton":
@@ -173,6 +175,12 @@ def _usable(asked: str, known: tuple[str, ...], q: Tensor) -> str:
     if torch.compiler.is_compiling() and asked not in ("dense", "segment"):
         raise ConfigError(f"backend {asked!r} in a traced program; allowed: dense, segment")
     return asked
+
+
+def _seen(offsets: Tensor) -> float:
+    """Σ n² / Σ n over the rows: the length of its row, as the mean event has it."""
+    lengths = offsets.diff().double()
+    return float(lengths.square().sum() / lengths.sum().clamp_min(1))
 
 
 def _alike(
