@@ -81,8 +81,8 @@ def train(
 
     Gates read validation rows outside the hold-out; the test part is evaluated once, after them. Writes
     `training_rows`, the statuses of `masks`, and under the run's folder evidence.json, predictions.parquet
-    and the model. GuardError (exit 4) without mature rows, of the validation part too, or with one class only; EnvironmentTrouble
-    (exit 5) if the tracking store fails, everything but the registration being on disk by then:
+    and the model. GuardError (exit 4) without mature rows, of the validation part too, or with one class only;
+    EnvironmentTrouble (exit 5) if the tracking store fails, everything but the registration being on disk by then:
     `register_from` names such a run, and then its model is registered and nothing trained (docs/faults.md 36).
     `warm_start="champion"` begins every arm from the champion's weights; ConfigError (exit 2) where there is none or
     its contract differs.
@@ -122,13 +122,13 @@ def train(
 
 
 def _refuse_no_validation(run: Run, arms: ArmRows) -> None:
-    """GuardError (exit 4), before anything is trained, where no validation row is there to choose a pass or judge a mask by."""
+    """GuardError (exit 4), before anything is trained, where no row is there to choose a pass or judge a mask by."""
     if len(arms.rows[KEEP_ALL][1].select("validate", holdout=False)):
         return
     days, wait = arms.calendar.validate.days, longest_window_s(run.config) / 86_400
     raise GuardError(
-        f"no validation row: its part has {days:.1f} days, and a row counts once its labels are final, {wait:.1f} days after "
-        "the impression; shorten attribution.click_window and attribution.view_window, or ingest more days "
+        f"no validation row: its part has {days:.1f} days, and a row counts once its labels are final, {wait:.1f} days "
+        "after the impression; shorten attribution.click_window and attribution.view_window, or ingest more days "
         "(calendar.days)"
     )
 
