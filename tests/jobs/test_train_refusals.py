@@ -30,7 +30,7 @@ def arms(n: int) -> Any:
 def test_without_a_final_label_in_the_validation_part_nothing_is_trained() -> None:
     """As with the default click window of seven days, which is longer than that part of 42 days."""
     run: Any = SimpleNamespace(config=Config())
-    said = r"its part has 5\.0 days, .* final, 7\.0 days after .* click_window"
+    said = r"its part has 5\.0 days, .* final, 7\.0 days after .*click_window"
     with pytest.raises(GuardError, match=said) as refused:
         _refuse_no_validation(run, arms(0))
     assert refused.value.exit_code == 4
