@@ -168,6 +168,7 @@ def trained_by_two_processes(cluster: Cluster, package: Path, folder: Path) -> N
     """The training once more on that cluster, by Spark's TorchDistributor with two processes: the same predictions."""
     runs = folder / "W" / "_dynamix" / "runs"
     (before,) = runs.glob("*/predictions.parquet")
+    (folder / "again").mkdir()
     environment = on_the_cluster(
         cluster, folder / "again", DYNAMIX_MASTER=cluster.address, DYNAMIX_PY_FILES=str(package)
     )
