@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -18,10 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dynamix import __version__
 from dynamix.config import TrainConfig
 from dynamix.models.dataset import JaggedRows
+from dynamix.models.memory import RowsAtOnce
+from dynamix.models.plugins import Training
 from dynamix.models.ranker import Ranker, RankerConfig
 
 _NO_ARRAY = ("impression", "labels", "surfaces")
@@ -91,3 +95,39 @@ class Checkpoint:
             )
             draft.unlink(missing_ok=True)
         self._since = time.monotonic()
+
+
+@dataclass
+class Standing:
+    """Where a training stands: what a checkpoint holds of it, and what takes it up again."""
+
+    training: Training
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    generator: torch.Generator
+    memory: RowsAtOnce
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_loss: float = math.inf
+    epochs: list[dict[str, float]] = field(default_factory=list)
+
+    def better(self, loss: float) -> None:
+        """The weights of now are the best so far, with this validation loss."""
+        self.best = {name: value.detach().cpu().clone() for name, value in self.training.state_dict().items()}
+        self.best_loss = loss
+
+    def content(self) -> dict[str, Any]:
+        """All of it, for `Checkpoint.store`."""
+        return {
+            "training": self.training.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best,
+            "schedule": self.schedule.state_dict(), "generator": self.generator.get_state(),
+            "best_loss": self.best_loss, "epochs": self.epochs, "rows_at_once": self.memory.rows,
+        }  # fmt: skip
+
+    def take_up(self, found: Mapping[str, Any]) -> None:
+        """Go on from what `content` gave."""
+        self.training.load_state_dict(found["training"])
+        self.optimizer.load_state_dict(found["optimizer"])
+        self.schedule.load_state_dict(found["schedule"])
+        self.generator.set_state(found["generator"])
+        self.best, self.best_loss, self.epochs = found["best"], found["best_loss"], found["epochs"]
+        self.memory.rows = found["rows_at_once"]

@@ -20,7 +20,7 @@ from dynamix.config import TrainConfig
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError
 from dynamix.models.ahead import ahead
 from dynamix.models.batch import RankBatch
-from dynamix.models.checkpoint import Checkpoint, training_key
+from dynamix.models.checkpoint import Checkpoint, Standing, training_key
 from dynamix.models.dataset import JaggedRows
 from dynamix.models.memory import RowsAtOnce, pieces
 from dynamix.models.metrics import NeState
@@ -175,24 +175,20 @@ def train_arm(
     steps = math.ceil(len(train) / config.batch_size)
     passes = max(config.epochs, math.ceil(config.min_steps / steps))
     optimizer, schedule = _optimizer(training, config, steps=passes * steps)
-    best, best_loss = _copy(training), _validation_loss(model, validate, config.batch_size, memory, ranks)
-    epochs: list[dict[str, float]] = []
-    kept_at = None
+    at = Standing(training, optimizer, schedule, generator, memory)
+    kept_at, found = None, None
     if checkpoints is not None and not plugins:
         key = training_key(spec, rows, model_config, config, None if start is None else start.model)
         kept_at = Checkpoint(checkpoints / f"{key}.pt", config.checkpoint_s, say=memory.say)
         found = _agreed(kept_at.load(), ranks)
-        if found is not None:
-            training.load_state_dict(found["training"])
-            optimizer.load_state_dict(found["optimizer"])
-            schedule.load_state_dict(found["schedule"])
-            generator.set_state(found["generator"])
-            best, best_loss, epochs = found["best"], found["best_loss"], found["epochs"]
-            memory.rows = found["rows_at_once"]
-            if ranks.first:
-                memory.say(f"goes on after pass {len(epochs)} of {passes}, from a checkpoint")
+    if found is None:
+        at.better(_validation_loss(model, validate, config.batch_size, memory, ranks))
+    else:
+        at.take_up(found)
+        if ranks.first:
+            memory.say(f"goes on after pass {len(at.epochs)} of {passes}, from a checkpoint")
     amp = config.amp == "on" or (config.amp == "auto" and device.type == "cuda")
-    for epoch in range(len(epochs), passes):
+    for epoch in range(len(at.epochs), passes):
         terms = _epoch(
             training,
             train,
@@ -206,27 +202,23 @@ def train_arm(
             amp,
         )
         held_out = _validation_loss(model, validate, config.batch_size, memory, ranks)
-        epochs.append({**terms, "validate_loss": held_out})
+        at.epochs.append({**terms, "validate_loss": held_out})
         loss = terms[LOSS]
         if ranks.first:
             progress(
                 f"{spec.arm} seed {spec.seed} epoch {epoch + 1} of {passes}: train {loss:.5f}, "
                 f"validate {held_out:.5f}"
             )
-        if held_out <= best_loss:
-            best, best_loss = _copy(training), held_out
+        if held_out <= at.best_loss:
+            at.better(held_out)
         if kept_at is not None and ranks.first and kept_at.is_due(ended=epoch + 1 == passes):
-            kept_at.store({
-                "training": training.state_dict(), "optimizer": optimizer.state_dict(), "best": best,
-                "schedule": schedule.state_dict(), "generator": generator.get_state(), "best_loss": best_loss,
-                "epochs": epochs, "rows_at_once": memory.rows,
-            })  # fmt: skip
-    training.cpu().load_state_dict(best)
+            kept_at.store(at.content())
+    training.cpu().load_state_dict(at.best)
     for plugin in plugins:
         plugin.on_day_end(model, newest_day(train))
     kept, names = training.export().eval(), tuple(p.name for p in plugins)
     at_once = int(ranks.least(torch.tensor(min(memory.rows, config.batch_size))))
-    return TrainedArm(spec, kept, rates, str(device), at_once, epochs, names)
+    return TrainedArm(spec, kept, rates, str(device), at_once, at.epochs, names)
 
 
 def newest_day(rows: JaggedRows) -> date:
@@ -390,7 +382,3 @@ def _optimizer(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: 1 - 0.9 * min(at / max(steps, 1), 1))
     return optimizer, schedule
-
-
-def _copy(training: Training) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in training.state_dict().items()}
