@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from dynamix.features.simulate import WORLD_FILE, Simulation, WorldFile, draw, r
 
 WEEK = 7
 """Days that one continuation adds."""
+COLUMNS = tuple(f.name for f in fields(Impressions))
 Policy = Callable[[list[str], tuple[str, ...]], Bools]
 """(user ids, stream names) -> which streams the log leaves out for which user (U, F)."""
 
@@ -178,8 +179,9 @@ def _joined(old: Content, new: Content) -> tuple[Content, Ints]:
     """Both as one, by user and time, and the rows at which those of `old` stand now. z is kept as each was drawn."""
     order = np.lexsort((np.append(old.ts_ms, new.ts_ms), np.append(old.user, new.user)))
     columns = {
-        name: np.append(getattr(old, name), getattr(new, name))[order]
-        for name in ("user", "stream", "item", "ts_ms", "dwell_ms", "session", "censored", "z", "intent")
+        f.name: np.append(getattr(old, f.name), getattr(new, f.name))[order]
+        for f in fields(Content)
+        if f.name != "first"
     }
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
@@ -206,8 +208,7 @@ def _both(old: Impressions, new: Impressions) -> Impressions:
     size, last = len(old.user), int(old.request.max(initial=-1)) + 1
     path = np.where(new.path_from >= 0, new.path_from + size, -1)
     shifted = replace(new, request=new.request + last, path_from=path)
-    names = ("user", "ts_us", "request", "position", "anchor", "item", "path_from")
-    return Impressions(*(np.append(getattr(old, n), getattr(shifted, n)) for n in names))
+    return Impressions(*(np.append(getattr(old, n), getattr(shifted, n)) for n in COLUMNS))
 
 
 def _newest(lived: Lived, earlier: int) -> tuple[Content, Impressions]:
@@ -215,8 +216,7 @@ def _newest(lived: Lived, earlier: int) -> tuple[Content, Impressions]:
     content, begin = lived.content, (lived.days - WEEK) * W.DAY_MS
     left, _ = thinned(content, lived.imps, content.ts_ms < begin)
     place = np.cumsum(content.ts_ms >= begin) - 1
-    names = ("user", "ts_us", "request", "position", "anchor", "item", "path_from")
-    own = Impressions(*(getattr(lived.imps, n)[earlier:] for n in names))
+    own = Impressions(*(getattr(lived.imps, n)[earlier:] for n in COLUMNS))
     path = np.where(own.path_from >= 0, own.path_from - earlier, -1)
     return left, replace(own, anchor=place[own.anchor], path_from=path)
 
