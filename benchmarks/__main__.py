@@ -14,6 +14,7 @@
 `python -m benchmarks rankers [--presets S0,S1] [--users 4000] [--seeds 2]` sets the three trunks beside simpler models.
 `python -m benchmarks warm [--presets S0] [--users 1500] [--seeds 2]` switches a mask on under a live ranker, seven days.
 `python -m benchmarks cost --folder F [--sizes 1000000,5000000,20000000]` prices events and tokens verb by verb.
+`python -m benchmarks leaving [--users 12000] [--seeds 0-4]` says how soon users leave segment 0.
 `python -m benchmarks mrmr` sets one pass of sums beside the package mrmr-selection.
 """
 
@@ -31,6 +32,7 @@ from benchmarks import (
     headline,
     increment,
     kernels,
+    leaving,
     mrmr,
     quality,
     rankers,
@@ -45,7 +47,7 @@ from benchmarks.soak_world import Plan
 
 WHAT = (
     "worlds", "summary", "kernels", "features", "gates", "drift", "quality", "increment", "segmenters", "headline",
-    "mrmr", "rankers", "serving", "soak", "warm", "cost",
+    "mrmr", "rankers", "serving", "soak", "warm", "cost", "leaving",
 )  # fmt: skip
 
 
@@ -165,6 +167,9 @@ def main() -> int:
         summary.main(options.folder)
         return 0
     seeds = numbers(options.seeds or "0")
+    if options.what == "leaving":
+        leaving.main(users=options.users, seeds=seeds)
+        return 0
     if options.what == "gates":
         chosen = options.presets.split(",") if options.presets else list(gates.GATES)
         gates.main(chosen, seeds=seeds, users=options.users, settings=options.settings.split(","))
