@@ -15,7 +15,7 @@ from dynamix.contracts import DWELL_BIN_EDGES_S, NO_DWELL_BIN
 from dynamix.features import sim_events, sim_labels
 from dynamix.features import sim_world as W
 from dynamix.features.simulate import bayes_segments
-from dynamix.segmentation.counts import INPUT, NEXT, OTHER
+from dynamix.segmentation.blocks import INPUT, NEXT, OTHER
 from dynamix.segmentation.jagged import FlatEvents, Floats, Ints, Jagged, jagged
 from dynamix.segmentation.slopes import Evidence
 

@@ -185,6 +185,29 @@ def _affected(ids: Mapping[str, int], config: Config) -> list[str]:
     return sorted(name for name in ids if name in config.streams or base_stream(name) in config.streams)
 
 
+def scaled_events(events: DataFrame, streams: DataFrame, user_stats: DataFrame, config: Config) -> DataFrame:
+    """Events of the streams in `streams` with stream_id, z, dwell_bin, censored and told_us, as in `event_columns`.
+
+    Without session kinds, and with the attributes that a declared stream does not carry. Grain is kept.
+    """
+    scale = streams.select("stream_id", "stream", "mu", "sigma", "has_dwell")
+    habits = user_stats.select("user_id", "habit")
+    residual = log_dwell() - F.col("mu") - F.coalesce("habit", F.lit(0.0))
+    z = F.greatest(F.lit(-Z_LIMIT), F.least(F.lit(Z_LIMIT), residual / F.col("sigma")))
+    # greatest and least skip NULLs, so the condition and not the arithmetic has to keep z NULL
+    defined = has_usable_dwell() & F.col("has_dwell") & F.col("mu").isNotNull() & (F.col("sigma") > 0)
+    return (
+        stream_events(events, config=config)
+        .join(F.broadcast(scale), "stream")
+        .join(habits, "user_id", "left")
+        .withColumn("z", F.when(defined, z))
+        .withColumn("dwell_bin", dwell_bin())
+        .withColumn("censored", F.col("dwell_status") == "censored")
+        .withColumn("told_us", _told_us(config))
+        .drop("mu", "sigma", "has_dwell", "habit")
+    )
+
+
 def event_columns(
     events: DataFrame, streams: DataFrame, user_stats: DataFrame, config: Config, *,
     sessions: DataFrame | None = None,
@@ -199,22 +222,7 @@ def event_columns(
     features/seen_kinds.py says. Attributes that a declared stream does not carry are NULL here (dwell: z NULL,
     bin 12, not censored). Source: docs/method.md A.2.3, A.2.5.
     """
-    scale = streams.select("stream_id", "stream", "mu", "sigma", "has_dwell")
-    habits = user_stats.select("user_id", "habit")
-    residual = log_dwell() - F.col("mu") - F.coalesce("habit", F.lit(0.0))
-    z = F.greatest(F.lit(-Z_LIMIT), F.least(F.lit(Z_LIMIT), residual / F.col("sigma")))
-    # greatest and least skip NULLs, so the condition and not the arithmetic has to keep z NULL
-    defined = has_usable_dwell() & F.col("has_dwell") & F.col("mu").isNotNull() & (F.col("sigma") > 0)
-    scaled = (
-        stream_events(events, config=config)
-        .join(F.broadcast(scale), "stream")
-        .join(habits, "user_id", "left")
-        .withColumn("z", F.when(defined, z))
-        .withColumn("dwell_bin", dwell_bin())
-        .withColumn("censored", F.col("dwell_status") == "censored")
-        .withColumn("told_us", _told_us(config))
-        .drop("mu", "sigma", "has_dwell", "habit")
-    )
+    scaled = scaled_events(events, streams, user_stats, config)
     if config.with_kinds:
         scaled = as_seen(scaled, streams, sessions, config)
     return _without_hidden(scaled, config)

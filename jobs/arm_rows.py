@@ -29,10 +29,12 @@ from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.frames import held
 from dynamix.jobs.kinds import kinded_sessions
 from dynamix.jobs.mask import newest_segments
+from dynamix.jobs.segmenters import PLAIN, read_segmenter
 from dynamix.models.carried import Carried
 from dynamix.models.contest import GLOBAL, KEEP_ALL, MASKED
 from dynamix.models.dataset import JaggedRows, load_rows
 from dynamix.models.dwells import DwellRule
+from dynamix.models.event_segmenter import EventSegmenter
 from dynamix.models.hashing import hash_ids
 from dynamix.models.segmenter import Segmenter
 from dynamix.models.serving import Cell, Preparation, StreamScale, cell_quotas
@@ -48,7 +50,7 @@ class ArmRows:
     streams: Mapping[str, StreamScale]
     n_segments: int
     segment_version: str
-    segmenter: Segmenter | None
+    segmenter: Segmenter | EventSegmenter | None
     habits: Mapping[str, float]
     cells: Mapping[str, tuple[Cell, ...]]
     statuses: Mapping[str, str] = field(default_factory=dict)
@@ -283,8 +285,8 @@ def grid_cells(grid: DataFrame) -> tuple[Cell, ...]:
     )
 
 
-def _segmenter(run: Run, version: str, calendar: Calendar) -> Segmenter | None:
-    """The mixture of this segment version from `segment_registry`; None where no emission is stored.
+def _segmenter(run: Run, version: str, calendar: Calendar) -> Segmenter | EventSegmenter | None:
+    """The segmenter of this version: a mixture from `segment_registry`, else its file; None where no emission is stored.
 
     None, too, under a control that places users by anything else: then requests have to name their segment.
     """
@@ -296,13 +298,15 @@ def _segmenter(run: Run, version: str, calendar: Calendar) -> Segmenter | None:
         .where(
             (F.col("segment_version") == version) & (F.col("segment_id") > 0) & (F.col("event") != "death")
         )
-        .select("segment_id", "prototype", "share", "guards")
+        .select("segment_id", "prototype", "share", "guards", "method")
         .orderBy("segment_id")
         .collect()
     )
     rows = [r for r in rows if r["prototype"]]
     if not rows:
         return None
+    if rows[0]["method"] != PLAIN:
+        return read_segmenter(run, version)
     emission = np.array([r["prototype"] for r in rows], np.float64)
     share = np.maximum(np.array([r["share"] for r in rows], np.float64), 1e-12)
     config = run.config.segmentation

@@ -21,9 +21,8 @@ from dynamix.jobs.segment import segment
 from dynamix.jobs.train import train
 from dynamix.jobs.troubles import said_plainly
 
-_IMPRESSIONS = (
-    "attribution", "history", "calendar", "labels", "prediction_rows", "streams", "session.kinds"
-)  # fmt: skip
+_LABELS = ("attribution", "labels", "prediction_rows")
+_IMPRESSIONS = (*_LABELS, "history", "calendar", "streams", "session.kinds")
 STEPS: dict[str, Step] = {
     step.verb: step
     for step in (
@@ -40,7 +39,7 @@ STEPS: dict[str, Step] = {
             segment,
             ("events", "streams", "user_stats", "opt_out"),
             ("segments", "segment_registry"),
-            ("segmentation", "calendar", "streams", "history"),
+            ("segmentation", "calendar", "streams", "history", "session", *_LABELS),
         ),
         Step(
             "mask",

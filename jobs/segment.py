@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from dynamix.features.calendar import Calendar
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.frames import held, table_frame
+from dynamix.jobs.segment_fit import FitInputs, fit_on_driver
+from dynamix.jobs.segmenters import PLAIN, served, write_segmenter
 from dynamix.models.registry import register_segmenter
-from dynamix.segmentation.assign import activity_border, histories
+from dynamix.segmentation.assign import activity_border, event_histories, histories
 from dynamix.segmentation.counts import user_counts
+from dynamix.segmentation.fitted import MixFitted
 from dynamix.segmentation.identity import (
     COLD_NAME,
     Identity,
@@ -31,7 +35,8 @@ from dynamix.segmentation.identity import (
     overlap_matrix,
 )
 from dynamix.segmentation.midnights import Rule
-from dynamix.segmentation.mix import Fitted, fit_fixed, fit_mixture
+from dynamix.segmentation.mix import fit_fixed, fit_mixture
+from dynamix.segmentation.outcome import Outcome, outcome_of_mixture
 
 CONTROLS = {"one": 1, "tier": 2}
 
@@ -40,7 +45,7 @@ CONTROLS = {"one": 1, "tier": 2}
 class Settled:
     """A fitted segmenter with stable ids, names and its version."""
 
-    fitted: Fitted
+    fitted: Outcome
     identity: Identity
     names: tuple[str, ...]
     rule: Rule
@@ -62,40 +67,64 @@ def segment(run: Run, *, tracking_uri: str = "") -> StepResult:
     listed = {int(r["stream_id"]): str(r["stream"]) for r in streams.select("stream_id", "stream").collect()}
     unnamed = {number for number, stream in listed.items() if run.config.declaration(stream).sensitive}
     listed |= {number: f"stream {number}" for number in unnamed}
-    settled, rows = _settle(run, counts, calendar, listed)
+    stats = run.warehouse.read(run.spark, "user_stats").where(
+        F.col("baseline_version") == calendar.baseline_version
+    )
+    inputs = FitInputs(events, streams, stats, calendar, 1 + max(listed))
+    settled, rows = _settle(run, inputs, counts, listed, result)
+    tree = _tree(run, settled, calendar)
+    if settled.fitted.segmenter.name != PLAIN:  # before any row names the version
+        write_segmenter(run, settled.version, tree)
     _write(run, settled, rows, result)
-    _register(run, settled, result, tracking_uri)
+    _register(run, settled, tree, result, tracking_uri)
     return result
 
 
 def _settle(
-    run: Run, counts: DataFrame, calendar: Calendar, streams: dict[int, str]
+    run: Run, inputs: FitInputs, counts: DataFrame, streams: dict[int, str], result: StepResult
 ) -> tuple[Settled, DataFrame]:
+    config, calendar = run.config.segmentation, inputs.calendar
+    fitted, own_events = _fit(run, inputs, counts, result)
+    border_day = (calendar.next_window.end - calendar.first).days
+    active_from = activity_border(counts, min_events=config.min_events, day=border_day)
+    rule = Rule.of(config, active_from=active_from)
+    run.note("segment: posterior of every user at every midnight")
+    segmenter = fitted.segmenter
+    if isinstance(segmenter, MixFitted):
+        group = segmenter.group if segmenter.name != PLAIN else None
+        placed = histories(counts, segmenter.mixture, rule=rule, calendar=calendar, group=group)
+    else:
+        placed = event_histories(
+            own_events, segmenter, rule=rule, calendar=calendar, n_streams=inputs.n_streams,
+            gap_s=run.config.session.gap_s,
+        )  # fmt: skip
+    rows = held(placed)
+    previous = _previous(run)
+    identity = _identity(run, fitted, rows, previous)
+    per_stream = N_DWELL_BINS if config.dwell_bins else 1
+    named = names(fitted.summary, streams, cells_per_stream=per_stream)
+    if config.control == "tier":
+        named = ("active", "passive")
+    version = _version(run, fitted, identity, rule)
+    return Settled(fitted, identity, named, rule, version, calendar.baseline_version), rows
+
+
+def _fit(run: Run, inputs: FitInputs, counts: DataFrame, result: StepResult) -> tuple[Outcome, DataFrame]:
+    """The configured method or control, and what it is applied to: counts or events of every user."""
     config = run.config.segmentation
-    n_streams = 1 + max(streams)
+    if config.method != "mix":
+        return fit_on_driver(run, inputs, result)
     if config.control in CONTROLS:
-        fitted = fit_fixed(
+        found = fit_fixed(
             counts,
-            n_streams=n_streams,
+            n_streams=inputs.n_streams,
             k=CONTROLS[config.control],
             config=config,
             reason=f"control {config.control}",
         )
     else:
-        fitted = fit_mixture(counts, n_streams=n_streams, config=config, progress=run.note)
-    border_day = (calendar.next_window.end - calendar.first).days
-    active_from = activity_border(counts, min_events=config.min_events, day=border_day)
-    rule = Rule.of(config, active_from=active_from)
-    run.note("segment: posterior of every user at every midnight")
-    rows = held(histories(counts, fitted.mixture, rule=rule, calendar=calendar))
-    previous = _previous(run)
-    identity = _identity(run, fitted, rows, previous)
-    per_stream = N_DWELL_BINS if config.dwell_bins else 1
-    named = names(fitted.mixture, streams, cells_per_stream=per_stream)
-    if config.control == "tier":
-        named = ("active", "passive")
-    version = _version(run, fitted, identity, rule)
-    return Settled(fitted, identity, named, rule, version, calendar.baseline_version), rows
+        found = fit_mixture(counts, n_streams=inputs.n_streams, config=config, progress=run.note)
+    return outcome_of_mixture(found, dwell_bins=config.dwell_bins), counts
 
 
 def _previous(run: Run) -> tuple[str, Previous] | None:
@@ -115,9 +144,9 @@ def _previous(run: Run) -> tuple[str, Previous] | None:
     return str(newest["v"]), Previous(ids, emission, int(newest["id"]))
 
 
-def _identity(run: Run, fitted: Fitted, rows: DataFrame, previous: tuple[str, Previous] | None) -> Identity:
+def _identity(run: Run, fitted: Outcome, rows: DataFrame, previous: tuple[str, Previous] | None) -> Identity:
     if previous is None:
-        return first_ids(fitted.mixture)
+        return first_ids(fitted.summary)
     version, old = previous
     current = rows.where("last").select("user_id", "component")
     stored = (
@@ -127,17 +156,19 @@ def _identity(run: Run, fitted: Fitted, rows: DataFrame, previous: tuple[str, Pr
     )
     pairs = current.join(stored, "user_id").groupBy("component", "segment_id").count().collect()
     triples = [(int(r["component"]), int(r["segment_id"]), int(r["count"])) for r in pairs]
-    return match_ids(fitted.mixture, old, overlap_matrix(triples, fitted.mixture.k, old.ids))
+    return match_ids(fitted.summary, old, overlap_matrix(triples, fitted.k, old.ids))
 
 
-def _version(run: Run, fitted: Fitted, identity: Identity, rule: Rule) -> str:
-    """`s<yyyymmdd>-<8 hex>` over the mixture, the ids, the rule and the config of the segmenter."""
+def _version(run: Run, fitted: Outcome, identity: Identity, rule: Rule) -> str:
+    """`s<yyyymmdd>-<8 hex>` over the whole fitted segmenter, the ids, the rule and the config of the segmenter."""
+    plain = fitted.segmenter.name == PLAIN  # no session counts there
     content = {
-        "emission": np.round(fitted.mixture.log_p, 9).tolist(),
-        "prior": np.round(fitted.mixture.log_pi, 9).tolist(),
+        "emission": np.round(fitted.summary.log_p, 9).tolist(),
+        "prior": np.round(fitted.summary.log_pi, 9).tolist(),
+        "segmenter": None if plain else fitted.segmenter.to_json(),
         "ids": identity.ids,
         "rule": vars(rule),
-        "config": run.config.digest("segmentation"),
+        "config": run.config.digest("segmentation", *(() if plain else ("session",))),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     return f"s{run.run_date:%Y%m%d}-{digest}"
@@ -167,14 +198,13 @@ def _write(run: Run, settled: Settled, rows: DataFrame, result: StepResult) -> N
 
 def _registry_rows(settled: Settled) -> list[dict[str, Any]]:
     """One row per segment, the cold one included, and one per segment that ended."""
-    mixture, choice = settled.fitted.mixture, settled.fitted.choice
+    fitted, summary = settled.fitted, settled.fitted.summary
     shared = {
-        "segment_version": settled.version, "method": "mix", "verdict": choice.reason,
+        "segment_version": settled.version, "method": fitted.segmenter.name, "verdict": fitted.reason,
         "baseline_version": settled.baseline_version,
-        "guards": {k: float(v) for k, v in choice.chosen.numbers.items()} | {
+        "guards": {k: float(v) for k, v in fitted.numbers.items()} | {
             "active_from": settled.rule.active_from,
-            "k": float(mixture.k),
-            "iterations": float(settled.fitted.iterations),
+            "k": float(fitted.k),
         },
     }  # fmt: skip
     empty = {"prototype": [], "share": 0.0}
@@ -188,7 +218,7 @@ def _registry_rows(settled: Settled) -> list[dict[str, Any]]:
             "event": "keep",
         }
     ]
-    emission, share = np.exp(mixture.log_p), np.exp(mixture.log_pi)
+    emission, share = np.exp(summary.log_p), np.exp(summary.log_pi)
     for place, segment_id in enumerate(settled.identity.ids):
         event = settled.identity.events[place]
         rows.append({
@@ -210,32 +240,34 @@ def _count(rows: DataFrame, settled: Settled, named: dict[int, str], result: Ste
     total = sum(users.values())
     for segment_id in sorted(named):
         result.counters[f"users_segment_{segment_id}"] = users.get(segment_id, 0)
-    result.metrics["segments"] = float(settled.fitted.mixture.k)
+    result.metrics["segments"] = float(settled.fitted.k)
     result.metrics["warm_share"] = 1.0 - users.get(COLD_SEGMENT, 0) / max(total, 1)
     result.facts |= {
         "segment_version": settled.version,
         "segments": "; ".join(f"{i} {named[i]}: {users.get(i, 0)} users" for i in sorted(named)),
-        "segmenter": settled.fitted.choice.reason,
+        "segmenter": settled.fitted.reason,
     }
-    if settled.fitted.mixture.k == 1 and settled.rule.control == "none":
-        result.warnings.append(f"one segment only: {settled.fitted.choice.reason}")
+    if settled.fitted.k == 1 and settled.rule.control == "none":
+        result.warnings.append(f"one segment only: {settled.fitted.reason}")
 
 
-def _register(run: Run, settled: Settled, result: StepResult, tracking_uri: str) -> None:
-    """Store the mixture as JSON in the run's folder and as a version of `dynamix-segmenter`."""
-    mixture, config = settled.fitted.mixture, run.config.segmentation
-    tree = {
-        "ids": list(settled.identity.ids),
-        "log_emission": mixture.log_p.tolist(),
-        "log_prior": mixture.log_pi.tolist(),
-        "confidence": config.confidence,
-        "min_events": config.min_events,
-        "active_from": settled.rule.active_from,
-        "dwell_bins": config.dwell_bins,
-    }
+def _tree(run: Run, settled: Settled, calendar: Calendar) -> dict[str, Any]:
+    """The segmenter as serving loads it, with its `method`."""
+    fitted, rule = settled.fitted.segmenter, settled.rule
+    found = served(
+        fitted, settled.identity.ids, config=run.config, calendar=calendar, active_from=rule.active_from
+    )
+    return {**found.to_tree(), "method": fitted.name}
+
+
+def _register(
+    run: Run, settled: Settled, tree: Mapping[str, Any], result: StepResult, tracking_uri: str
+) -> None:
+    """Store the segmenter as JSON in the run's folder and as a version of `dynamix-segmenter`."""
+    fitted = settled.fitted
     path: Path = run.folder / "segmenter.json"
     path.write_text(json.dumps(tree, sort_keys=True), encoding="utf-8")
-    numbers = {k: float(v) for k, v in settled.fitted.choice.chosen.numbers.items() if np.isfinite(v)}
+    numbers = {k: float(v) for k, v in fitted.numbers.items() if np.isfinite(v)}
     version = register_segmenter(
         run.registry(tracking_uri),
         artefact=path,
@@ -244,10 +276,11 @@ def _register(run: Run, settled: Settled, result: StepResult, tracking_uri: str)
             "segment_version": settled.version,
             "run_id": run.run_id,
             "run_date": str(run.run_date),
-            "method": config.method,
-            "evidence": settled.fitted.evidence,
+            "method": fitted.segmenter.name,
+            "evidence": fitted.evidence,
             "baseline_version": settled.baseline_version,
         },
         run_name=f"segment {run.run_id}",
+        reads_events=not isinstance(fitted.segmenter, MixFitted),
     )
     result.facts["segmenter_model"] = version.address

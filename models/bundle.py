@@ -48,8 +48,8 @@ def mask_status(preparation: Preparation, found: str | None) -> str:
 def bundle_text(preparation: Preparation, origin: Origin) -> str:
     """The bundle as JSON text with contract and SHA-256; GuardError above LIMIT_BYTES.
 
-    Segment tables are left out where the model has no mixture, or sessions follow the source's ids: then callers
-    hand in `segment_id` and `tier`.
+    Segment tables are left out where the model's segmenter is no mixture of one component a segment (`mix`), or sessions
+    follow the source's ids: then callers hand in `segment_id` and `tier`.
     """
     content = _content(preparation, origin)
     whole = {"contract": CONTRACT, "sha256": digest(content), "content": content}
@@ -111,7 +111,7 @@ def _content(preparation: Preparation, origin: Origin) -> dict[str, Any]:
         }
         for name, scale in preparation.streams.items()
     }
-    segmenter = None if dwell.given else preparation.segmenter
+    segmenter = _segment_tables(preparation)
     return {
         **vars(origin),
         "note": mask_note(preparation, origin.mask_status),
@@ -143,6 +143,12 @@ def _quotas(preparation: Preparation) -> dict[str, dict[str, dict[str, int]]]:
         }
         for segment, grid in enumerate(table)
     }
+
+
+def _segment_tables(preparation: Preparation) -> Segmenter | None:
+    """The mixture by which a reader works out segments; None where callers hand them in."""
+    found = preparation.segmenter
+    return found if isinstance(found, Segmenter) and not (found.group or preparation.dwell.given) else None
 
 
 def _segmenter(segmenter: Segmenter) -> dict[str, Any]:
@@ -199,7 +205,10 @@ def _request(preparation: Preparation, rng: np.random.Generator, number: int) ->
     ]
     rng.shuffle(events)
     user = f"golden-user-{int(rng.integers(_USERS))}" if number else _held_out()
-    given: Mapping[str, Any] = {"segment_id": int(rng.integers(4))} if number % 5 == 4 else {}
+    alone = _segment_tables(preparation) is None
+    given: Mapping[str, Any] = {"segment_id": int(rng.integers(4))} if alone or number % 5 == 4 else {}
+    if alone:
+        given = {**given, "tier": TIERS[int(rng.integers(2))]}
     return {"user_id": user, "request_ts": now, "events": events, **given}
 
 

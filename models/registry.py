@@ -137,8 +137,9 @@ def register_segmenter(
     metrics: Mapping[str, float],
     tags: Mapping[str, str],
     run_name: str,
+    reads_events: bool = False,
 ) -> Version:
-    """New version of `dynamix-segmenter` whose artefact is the mixture's JSON; it becomes the challenger."""
+    """New version of `dynamix-segmenter` with this JSON, the challenger; `reads_events`: users come with events."""
     with connected(registry) as mlflow:
         experiment = _experiment(mlflow, registry)
         with (
@@ -150,7 +151,7 @@ def register_segmenter(
                 name="segmenter",
                 python_model=code,
                 artifacts={"segmenter": str(artefact)},
-                signature=segmenter_signature(),
+                signature=segmenter_signature(reads_events=reads_events),
                 registered_model_name=registry.named(SEGMENTER),
                 pip_requirements=requirements(),
             )
@@ -255,14 +256,18 @@ def ranker_signature(heads: tuple[str, ...]) -> Any:
     return ModelSignature(inputs=Schema(request), outputs=Schema(answer))
 
 
-def segmenter_signature() -> Any:
-    """Event counts of a user by `stream id × 13 + dwell bin` -> segment_id and posterior."""
+def segmenter_signature(*, reads_events: bool = False) -> Any:
+    """A user's event counts by `stream id × 13 + dwell bin`, or the events themselves -> segment_id."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
-    from mlflow.types.schema import Array, DataType
+    from mlflow.types.schema import Array, DataType, Object, Property
 
+    kinds = {"stream_id": DataType.long, "dwell_bin": DataType.long, "ts_s": DataType.double}
+    needed = [Property(name, kind) for name, kind in kinds.items()]
+    event = Object([*needed, Property("z", DataType.double, required=False)])
+    seen = ColSpec(Array(event), "events") if reads_events else ColSpec(Array(DataType.double), "counts")
     return ModelSignature(
-        inputs=Schema([ColSpec("string", "user_id"), ColSpec(Array(DataType.double), "counts")]),
+        inputs=Schema([ColSpec("string", "user_id"), seen]),
         outputs=Schema([ColSpec("string", "user_id"), ColSpec("long", "segment_id")]),
     )
 
@@ -293,9 +298,9 @@ def declare_segmenter() -> None:
             self.tree = json.loads(Path(context.artifacts["segmenter"]).read_text(encoding="utf-8"))
 
         def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-            from dynamix.models.segmenter import segment_counts
+            from dynamix.models.segmenter import segment_users
 
-            return segment_counts(self.tree, model_input)
+            return segment_users(self.tree, model_input)
 
     mlflow.models.set_model(SegmenterModel())
 

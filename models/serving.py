@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,10 @@ from dynamix.models.carried import CARRIED, Carried
 from dynamix.models.dataset import JaggedRows, rows_from_table
 from dynamix.models.dwells import DWELL, DwellRule, Logged, settle
 from dynamix.models.hashing import spark_xxhash64
-from dynamix.models.segmenter import Past, Segmenter, assign, recent_events
+from dynamix.models.segmenter import Past, Segmenter, assign, recent_events, stored_segmenter
+
+if TYPE_CHECKING:
+    from dynamix.models.event_segmenter import EventSegmenter
 
 Z_LIMIT = 3.0
 _MAX_DWELL_MS = 9.0e15  # as in features/events.py
@@ -77,7 +80,7 @@ class Preparation:
     mask_version: str = "keep-all"
     segment_version: str = ""
     cells: tuple[Cell, ...] = ()
-    segmenter: Segmenter | None = None
+    segmenter: Segmenter | EventSegmenter | None = None
     habits: Mapping[str, float] = field(default_factory=dict)
     carried: Carried = field(default_factory=Carried)
     dwell: DwellRule = field(default_factory=DwellRule)
@@ -96,6 +99,13 @@ class Preparation:
         for name, scale in self.streams.items():
             ids[scale.stream_id] = self.streams.get(base_stream(name), scale).stream_id
         return ids
+
+    def has_scale(self) -> NDArray[np.bool_]:
+        """Whether dwells of each stream (F,) have a z."""
+        found = np.zeros(self.width, bool)
+        for scale in self.streams.values():
+            found[scale.stream_id] = scale.mu is not None and (scale.sigma or 0.0) > 0
+        return found
 
     def to_json(self) -> dict[str, str]:
         """File name -> content of the artefacts: streams, mask grid, segmenter, habits and the history rule."""
@@ -124,7 +134,7 @@ class Preparation:
             **{**rule, "surfaces": tuple(rule["surfaces"]), "heads": tuple(rule["heads"])},
             streams={name: StreamScale(**scale) for name, scale in tree["streams.json"].items()},
             cells=tuple(Cell(**cell) for cell in tree["masks.json"]),
-            segmenter=None if stored is None else Segmenter.from_tree(stored),
+            segmenter=None if stored is None else stored_segmenter(stored),
             habits=tree["habits.json"],
             carried=Carried.from_tree(tree.get(CARRIED, {})),
             dwell=DwellRule.from_tree(tree.get(DWELL, {})),
@@ -266,7 +276,11 @@ def _segments(
     since = 0 if segmenter is None else segmenter.since_us
     at = (events.ts_us < midnight) & (events.ts_us >= since) & ~events.conversion
     ago = (midnight[at] - 1 - events.ts_us[at]) // DAY_US
-    past = Past(events.row[at], preparation.counted_as()[events.stream[at]], events.dwell_bin[at], ago)
+    scaled = (events.dwell_bin[at] != NO_DWELL_BIN) & preparation.has_scale()[events.stream[at]]
+    past = Past(
+        events.row[at], preparation.counted_as()[events.stream[at]], events.dwell_bin[at], ago,
+        (events.ts_us[at] - since) / 1e6, np.where(scaled, events.z[at], np.nan),
+    )  # fmt: skip
     found = np.full(n, COLD_SEGMENT, np.int64) if segmenter is None else assign(past, n, segmenter)
     if "segment_id" in requests.column_names:
         given = np.asarray(pc.fill_null(requests["segment_id"].cast(pa.int64()), -1).to_numpy(), np.int64)

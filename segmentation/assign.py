@@ -17,12 +17,16 @@ from pyspark.sql import DataFrame
 
 from dynamix.contracts import TIERS
 from dynamix.features.calendar import Calendar
-from dynamix.segmentation.counts import CountBlock, count_block
+from dynamix.segmentation.blocks import CountBlock, count_block
 from dynamix.segmentation.em import reduce_blocks
+from dynamix.segmentation.fitted import FittedSegmenter
 from dynamix.segmentation.midnights import TIER_DAYS, Rule, decide
 from dynamix.segmentation.mixture import Floats, Ints, Mixture, posterior
+from dynamix.segmentation.prefixes import at_midnights
+from dynamix.segmentation.user_events import dated_events
 
 NEVER = 1e9
+USERS_AT_ONCE = 1000
 _MAX_WEEKLY = 10_000
 SCHEMA = (
     "user_id string, valid_from timestamp, valid_to timestamp, component int, tier string, "
@@ -86,27 +90,60 @@ def activity_border(counts: DataFrame, *, min_events: int, day: int) -> float:
     return float(max(1, int(np.searchsorted(np.cumsum(histogram), (total + 1) // 2))))
 
 
-def histories(counts: DataFrame, mixture: Mixture, *, rule: Rule, calendar: Calendar) -> DataFrame:
+def histories(
+    counts: DataFrame, mixture: Mixture, *, rule: Rule, calendar: Calendar, group: Ints | None = None
+) -> DataFrame:
     """Slowly changing rows of every user: one per stretch of days with the same component and tier (SCHEMA).
 
     `component` −1 is cold. posterior and n_events are those at valid_from; `last` marks the open row, whose
-    posterior is that of the run date. Rows start at the calendar's first midnight.
+    posterior is that of the run date. Rows start at the calendar's first midnight. With `group` (K₀,) posteriors of the
+    mixture's components add up by group, which takes the component's place.
     """
-    span = (calendar.run_date - calendar.first.date()).days
-    first_us = np.datetime64(calendar.first, "us")
+    n_days, first_us = _midnights(calendar)
 
     def work(batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
             if batch.num_rows:
-                yield _rows(count_block(batch), mixture, rule, span + 1, first_us)
+                block = count_block(batch)
+                yield _rows(block.users, *assigned(block, mixture, rule, n_days, group), first_us)
 
     return counts.mapInArrow(work, SCHEMA)
 
 
-def assigned(block: CountBlock, mixture: Mixture, rule: Rule, n_days: int) -> tuple[Floats, Ints, Ints, Any]:
+def event_histories(
+    events: DataFrame, segmenter: FittedSegmenter, *, rule: Rule, calendar: Calendar, n_streams: int, gap_s: float
+) -> DataFrame:  # fmt: skip
+    """Rows as those of `histories`, by a segmenter that reads events; `events` as of segmentation/user_events.py.
+
+    The segmenter travels in the closure; USERS_AT_ONCE users are unpacked at a time.
+    """
+    n_days, first_us = _midnights(calendar)
+
+    def work(batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            for start in range(0, batch.num_rows, USERS_AT_ONCE):
+                own = dated_events(batch.slice(start, USERS_AT_ONCE))
+                found = at_midnights(own, segmenter, n_days=n_days, n_streams=n_streams, gap_s=gap_s)
+                component = decide(found.q, found.events, rule)
+                active = tiers(component, found.week, rule)
+                yield _rows(own.users, found.q, component, found.events, active, first_us)
+
+    return events.mapInArrow(work, SCHEMA)
+
+
+def _midnights(calendar: Calendar) -> tuple[int, np.datetime64]:
+    """Number of midnights from the calendar's first to the run date, and the first."""
+    return (calendar.run_date - calendar.first.date()).days + 1, np.datetime64(calendar.first, "us")
+
+
+def assigned(
+    block: CountBlock, mixture: Mixture, rule: Rule, n_days: int, group: Ints | None = None
+) -> tuple[Floats, Ints, Ints, Any]:
     """q (U, D, K), component (U, D), events (U, D), active (U, D) under the rule and its control."""
     days = day_table(block, mixture, n_days)
     q = posterior(days.scores)
+    if group is not None:
+        q = q @ np.eye(int(group.max()) + 1)[group]
     if rule.control == "shuffled":
         q = _drawn(block.users, mixture, n_days)
     elif rule.control == "tier":
@@ -131,8 +168,10 @@ def _drawn(users: Any, mixture: Mixture, n_days: int) -> Floats:
     return np.repeat(one_hot[:, None, :], n_days, axis=1)
 
 
-def _rows(block: CountBlock, mixture: Mixture, rule: Rule, n_days: int, first: np.datetime64) -> Any:
-    q, component, events, active = assigned(block, mixture, rule, n_days)
+def _rows(
+    users: Any, q: Floats, component: Ints, events: Ints, active: npt.NDArray[np.bool_], first: np.datetime64
+) -> Any:
+    n_days, k = q.shape[1:]
     code = component * 2 + active
     changed = np.ones(code.shape, bool)
     changed[:, 1:] = code[:, 1:] != code[:, :-1]
@@ -144,11 +183,11 @@ def _rows(block: CountBlock, mixture: Mixture, rule: Rule, n_days: int, first: n
     stamp = first + day * np.timedelta64(1, "D")
     until = np.where(following, first + end * np.timedelta64(1, "D"), np.datetime64("NaT", "us"))
     values = np.round(q[user, shown], 6)
-    offsets = pa.array(np.arange(len(user) + 1, dtype=np.int32) * mixture.k, pa.int32())
-    keys = pa.array(np.tile(np.arange(mixture.k, dtype=np.int32), len(user)))
+    offsets = pa.array(np.arange(len(user) + 1, dtype=np.int32) * k, pa.int32())
+    keys = pa.array(np.tile(np.arange(k, dtype=np.int32), len(user)))
     utc = pa.timestamp("us", tz="UTC")
     columns = {
-        "user_id": block.users.take(pa.array(user)),
+        "user_id": users.take(pa.array(user)),
         "valid_from": pa.array(stamp.astype("datetime64[us]")).cast(utc),
         "valid_to": pa.array(until.astype("datetime64[us]")).cast(utc),
         "component": pa.array(component[user, day].astype(np.int32)),

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from dynamix.segmentation.counts import CountBlock, count_block
+from dynamix.segmentation.blocks import CountBlock, count_block
 from dynamix.segmentation.mixture import Mixture, Sums, e_step, m_step
 
 T = TypeVar("T")

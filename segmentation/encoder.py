@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynamix.contracts import N_DWELL_BINS
-from dynamix.segmentation.counts import INPUT
+from dynamix.segmentation.blocks import INPUT
 from dynamix.segmentation.jagged import Floats, Jagged
 
 NEWEST_SESSIONS = 32

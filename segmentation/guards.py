@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from dynamix.config import SegmentationConfig
 from dynamix.features.grid import on_grid
-from dynamix.segmentation.counts import INPUT, NEXT, CountBlock
+from dynamix.segmentation.blocks import INPUT, NEXT, CountBlock
 from dynamix.segmentation.em import Counts, reduce_blocks
 from dynamix.segmentation.mixture import Mixture, adjusted_rand, predictive
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from dynamix.contracts import N_DWELL_BINS
 from dynamix.errors import InputError
-from dynamix.segmentation.counts import INPUT, NEXT, CountBlock
+from dynamix.segmentation.blocks import INPUT, NEXT, CountBlock
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

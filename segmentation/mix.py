@@ -15,7 +15,7 @@ from scipy import sparse
 from dynamix.config import SegmentationConfig
 from dynamix.contracts import N_DWELL_BINS
 from dynamix.errors import GuardError
-from dynamix.segmentation.counts import INPUT, NEXT, CountBlock, cell_width, count_block
+from dynamix.segmentation.blocks import INPUT, NEXT, CountBlock, cell_width, count_block
 from dynamix.segmentation.em import ALL, HALF_A, HALF_B, Candidate, Counts, fit, user_half
 from dynamix.segmentation.guards import Choice, Trial, Verdict, choose, measure
 from dynamix.segmentation.mixture import Ints, Mixture, initial

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
-from sklearn.cluster import KMeans
 
 from dynamix.features.grid import on_grid
 
@@ -96,6 +95,8 @@ def initial(counts: Any, *, k: int, group: Ints, prior: float, seed: int) -> Mix
     logs = np.log(by_stream + 0.5)
     clr = logs - logs.mean(axis=1, keepdims=True)
     labels = np.zeros(len(dense), np.int64)
+    from sklearn.cluster import KMeans  # a second to import, which serving would wait for
+
     if 1 < k <= len(np.unique(clr, axis=0)):
         labels = KMeans(n_clusters=k, n_init=1, random_state=seed).fit_predict(clr).astype(np.int64)
     one_hot = np.eye(k)[labels]

@@ -2,96 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from dynamix.config import SegmentationConfig
 from dynamix.errors import GuardError
-from dynamix.segmentation.counts import INPUT
+from dynamix.segmentation.blocks import INPUT
 from dynamix.segmentation.em import HALF_A, HALF_B, user_half
-from dynamix.segmentation.encoder import EncoderConfig, JaggedBatch, SessionEncoder, batch_of, one_thread
+from dynamix.segmentation.encoder import SessionEncoder, one_thread
 from dynamix.segmentation.guards import MEASURABLE_EVENTS, length_eta2, refusal
 from dynamix.segmentation.jagged import Bools, Floats, Jagged
 from dynamix.segmentation.mixture import adjusted_rand
+from dynamix.segmentation.neural_fitted import NeuralFitted, as_floats, encode, user_blocks
 from dynamix.segmentation.objective import predictive
 from dynamix.segmentation.readout import Readout, View, agreement, effective_rank, fit_readout
 from dynamix.segmentation.slopes import Evidence, pooled_slopes
 from dynamix.segmentation.train import TrainConfig, train
 
-BLOCK = 2048
-"""Users encoded at a time."""
 STUCK = 0.05
 """Nats that one half of a user's sessions has to tell of the other (docs/method.md A.4.4)."""
 SEARCH_STEPS = 120
 _HELD_OUT = 0.2
-
-
-@dataclass(frozen=True)
-class Encodings:
-    """What the network says of U users: z (U, d), evidence (U, K) without the prior, events (U,)."""
-
-    z: Floats
-    evidence: Floats
-    n: Floats
-
-    @property
-    def view(self) -> View:
-        return View(self.evidence, self.n)
-
-
-@dataclass(frozen=True)
-class NeuralFitted:
-    """Weights as arrays and the read-out; the posterior is a pure function of both and of the events."""
-
-    name: ClassVar[str] = "neural"
-    config: EncoderConfig
-    weights: Mapping[str, npt.NDArray[np.float32]]
-    readout: Readout
-    reason: str
-    numbers: Mapping[str, float]
-
-    @property
-    def k(self) -> int:
-        return self.config.k
-
-    @property
-    def log_prior(self) -> Floats:
-        """log π (K,)."""
-        raw = np.asarray(self.weights["prior"], np.float64)
-        return np.asarray(raw - np.log(np.exp(raw - raw.max()).sum()) - raw.max())
-
-    def posterior(self, inputs: Jagged) -> Floats:
-        """q (U, K) under the fitted temperature; users without events get the prior."""
-        found = encode(self._encoder(), inputs)
-        return self.readout.posterior(found.evidence, self.log_prior, found.n)
-
-    def _encoder(self) -> SessionEncoder:
-        encoder = SessionEncoder(self.config, torch.Generator())
-        encoder.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in self.weights.items()})
-        return encoder.eval()
-
-    def to_json(self) -> str:
-        """As JSON text with `method` first; weights are exact."""
-        tree = {
-            "method": self.name, "config": asdict(self.config), "readout": vars(self.readout), "reason": self.reason,
-            "numbers": dict(self.numbers), "weights": {name: w.tolist() for name, w in self.weights.items()},
-        }  # fmt: skip
-        return json.dumps(tree)
-
-    @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> NeuralFitted:
-        """The segmenter that `to_json` described."""
-        weights = {name: np.asarray(values, np.float32) for name, values in tree["weights"].items()}
-        config, readout = EncoderConfig(**tree["config"]), Readout(**tree["readout"])
-        return cls(config, weights, readout, str(tree["reason"]), dict(tree["numbers"]))
 
 
 @dataclass(frozen=True)
@@ -218,31 +154,14 @@ def _refused(k: int, numbers: Mapping[str, float], config: SegmentationConfig) -
     return refusal(k, numbers, config) or collapse(k, numbers)
 
 
-def encode(encoder: SessionEncoder, inputs: Jagged) -> Encodings:
-    """z, evidence and events of every user, block by block; all events of `inputs` are seen."""
-    parts = []
-    with torch.no_grad(), one_thread():
-        for block in _blocks(encoder, inputs):
-            found = encoder(block, torch.ones_like(block.z))
-            parts.append([_array(value) for value in (found.z, found.evidence, found.n)])
-    return Encodings(*(np.concatenate(values) for values in zip(*parts, strict=True)))
-
-
 def next_window(encoder: SessionEncoder, inputs: Jagged) -> Floats:
     """log p(next window | input window) of every user (U,) as gain over the pooled emission, in nats."""
     parts = []
     with torch.no_grad(), one_thread():
-        for block in _blocks(encoder, inputs):
+        for block in user_blocks(encoder, inputs):
             seen = block.is_input[block.session].float()
-            parts.append(_array(predictive(encoder, block, encoder(block, seen), 1.0 - seen)))
+            parts.append(as_floats(predictive(encoder, block, encoder(block, seen), 1.0 - seen)))
     return np.concatenate(parts)
-
-
-def _blocks(encoder: SessionEncoder, inputs: Jagged) -> Iterator[JaggedBatch]:
-    """All users, BLOCK at a time and in order; one empty block where there is none."""
-    for first in range(0, max(inputs.n_users, 1), BLOCK):
-        rows = np.arange(first, min(first + BLOCK, inputs.n_users))
-        yield batch_of(inputs.take(rows), encoder.base.device)
 
 
 def _agreement(encoder: SessionEncoder, inputs: Jagged) -> float:
@@ -265,7 +184,3 @@ def _held_out(users: Any) -> Bools:
     """True for a fifth of the users, by a hash that no other split shares."""
     draws = [blake2b(f"held-out|{u}".encode(), digest_size=2).digest() for u in users.to_pylist()]
     return np.array([int.from_bytes(d, "big") < _HELD_OUT * 65536 for d in draws], bool)
-
-
-def _array(value: Tensor) -> Floats:
-    return np.asarray(value.cpu().numpy(), np.float64)

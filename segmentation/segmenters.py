@@ -6,45 +6,22 @@ them) and gives a posterior for any users from their events alone, as a pure fun
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from dynamix.config import SegmentationConfig
-from dynamix.segmentation.counts import INPUT, NEXT, cell_width
 from dynamix.segmentation.em import user_half
-from dynamix.segmentation.jagged import Floats, Ints, Jagged
+from dynamix.segmentation.fitted import FittedSegmenter, MixFitted, MixMergeFitted, Paper2Fitted
+from dynamix.segmentation.jagged import Jagged
 from dynamix.segmentation.mix import fit_given, fit_mixture
-from dynamix.segmentation.mixture import Mixture
 from dynamix.segmentation.readout import Readout, View, fit_readout
 from dynamix.segmentation.slopes import Evidence, explained, merge_alike, pooled_slopes, slope_sums
 
 OVER_SEGMENTS = 16
 """Clusters that mix-merge starts from."""
 _QUANTILES = np.linspace(0.05, 0.95, 19)
-
-
-class FittedSegmenter(Protocol):
-    """What a fit leaves: plain arrays and numbers; safe to pickle and to store as JSON."""
-
-    name: ClassVar[str]
-
-    @property
-    def k(self) -> int:
-        """Number of segments."""
-
-    @property
-    def reason(self) -> str:
-        """Why this number of segments, in a sentence."""
-
-    def posterior(self, inputs: Jagged) -> Floats:
-        """q (U, K), rows sum to 1; users without events get the prior."""
-
-    def to_json(self) -> str:
-        """Everything that `from_json` needs to give the same posterior."""
 
 
 class Segmenter(Protocol):
@@ -54,51 +31,6 @@ class Segmenter(Protocol):
 
     def fit(self, inputs: Jagged, evidence: Evidence | None = None) -> FittedSegmenter:
         """GuardError when no user has an event in the input window."""
-
-
-@dataclass(frozen=True)
-class MixFitted:
-    """A mixture of K₀ components; `group` (K₀,) says which segment each belongs to (mix: every component its own)."""
-
-    name: ClassVar[str] = "mix"
-    mixture: Mixture
-    group: Ints
-    dwell_bins: bool
-    reason: str
-
-    @property
-    def k(self) -> int:
-        return int(self.group.max()) + 1
-
-    def posterior(self, inputs: Jagged) -> Floats:
-        """q (U, K): posteriors of the components added up by segment."""
-        width = cell_width(inputs.n_streams, dwell_bins=self.dwell_bins)
-        counts = inputs.counts(dwell_bins=self.dwell_bins).matrix(width, INPUT, NEXT)
-        one_hot = np.eye(self.k)[self.group]
-        return np.asarray(self.mixture.posterior(counts) @ one_hot)
-
-    def to_json(self) -> str:
-        """As JSON text with `method` first."""
-        tree = {
-            "method": self.name, "log_p": self.mixture.log_p.tolist(), "log_pi": self.mixture.log_pi.tolist(),
-            "group": self.group.tolist(), "dwell_bins": self.dwell_bins, "reason": self.reason,
-        }  # fmt: skip
-        return json.dumps(tree)
-
-    @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> MixFitted:
-        """The segmenter that `to_json` described."""
-        mixture = Mixture(np.asarray(tree["log_p"], np.float64), np.asarray(tree["log_pi"], np.float64))
-        return cls(
-            mixture, np.asarray(tree["group"], np.int64), bool(tree["dwell_bins"]), str(tree["reason"])
-        )
-
-
-@dataclass(frozen=True)
-class MixMergeFitted(MixFitted):
-    """A mixture whose components are merged where their slopes are alike."""
-
-    name: ClassVar[str] = "mix-merge"
 
 
 @dataclass(frozen=True)
@@ -154,48 +86,6 @@ class MixMerge:
         k = int(group.max()) + 1
         reason = f"K={k} of {self.start} clusters by cross-fitted slopes, gains {', '.join(f'{g:.1f}' for g in gains)}"
         return MixMergeFitted(alone.mixture, group, alone.dwell_bins, reason)
-
-
-@dataclass(frozen=True)
-class Paper2Fitted:
-    """Active (0) above the border of a_u = Σ_f β_f x̄_f, passive (1) below; β (F,), `scale` the spread of a."""
-
-    name: ClassVar[str] = "paper2"
-    beta: Floats
-    border: float
-    scale: float
-    log_prior: Floats
-    readout: Readout
-    reason: str
-
-    @property
-    def k(self) -> int:
-        return len(self.log_prior)
-
-    def evidence(self, inputs: Jagged) -> Floats:
-        """(U, K): half the distance to the border in spreads for active, its opposite for passive."""
-        distance = (inputs.exposure() @ self.beta - self.border) / self.scale
-        distance = np.where(inputs.events > 0, distance, 0.0)
-        return np.stack([distance, -distance], axis=1)[:, : self.k]
-
-    def posterior(self, inputs: Jagged) -> Floats:
-        """q (U, 2), one half each on the border and without events; (U, 1) where nothing separates."""
-        return self.readout.posterior(self.evidence(inputs), self.log_prior, inputs.events.astype(np.float64))
-
-    def to_json(self) -> str:
-        """As JSON text with `method` first."""
-        tree = {
-            "method": self.name, "beta": self.beta.tolist(), "border": self.border, "scale": self.scale,
-            "log_prior": self.log_prior.tolist(), "readout": vars(self.readout), "reason": self.reason,
-        }  # fmt: skip
-        return json.dumps(tree)
-
-    @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> Paper2Fitted:
-        """The segmenter that `to_json` described."""
-        beta, log_prior = (np.asarray(tree[name], np.float64) for name in ("beta", "log_prior"))
-        readout = Readout(**tree["readout"])
-        return cls(beta, float(tree["border"]), float(tree["scale"]), log_prior, readout, str(tree["reason"]))
 
 
 @dataclass(frozen=True)

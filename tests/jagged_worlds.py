@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dynamix.segmentation.counts import INPUT, NEXT
+from dynamix.segmentation.blocks import INPUT, NEXT
 from dynamix.segmentation.jagged import FlatEvents, Jagged, jagged
 from dynamix.segmentation.slopes import Evidence
 

@@ -81,8 +81,8 @@ class HistoryConfig(Section):
 
 
 class SegmentationConfig(Section):
-    method: Literal["mix"] = Field(
-        "mix", description="neural, mix-merge and paper2 are not wired into jobs and serving yet"
+    method: Literal["mix", "mix-merge", "neural", "paper2"] = Field(
+        "mix", description="mix is fitted on Spark, the others in memory on the driver (A.4)"
     )
     control: Literal["none", "one", "shuffled", "tier"] = Field(
         "none", description="a segmentation that is none, to compare with"
@@ -99,7 +99,24 @@ class SegmentationConfig(Section):
     max_iter: int = Field(60, ge=1, description="steps of EM at most")
     emission_prior: float = Field(0.5, gt=0, description="Dirichlet a of the M step (A.4.3)")
     dwell_bins: bool = Field(True, description="emissions over streams x dwell bins; false: streams only")
+    fit_users: int = Field(
+        50_000,
+        ge=1,
+        description="users, by hash, that a method other than mix is fitted on; all are assigned",
+    )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="where `neural` is trained; it is applied on the CPUs of the executors"
+    )
     seed: int = Field(0, description="of the starts, and of the controls")
+
+    @model_validator(mode="after")
+    def _controls_are_of_the_mixture(self) -> SegmentationConfig:
+        if self.control != "none" and self.method != "mix":
+            raise ValueError(
+                f"control {self.control} is a control of the method mix, not of {self.method}; "
+                "allowed: control none, or method mix"
+            )
+        return self
 
 
 class MaskConfig(Section):

@@ -8,7 +8,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from benchmarks.segment_worlds import orthogonal, thinned
 from benchmarks.segmenters import Answer, Line, k_means, score, slope_gain
-from dynamix.segmentation.counts import INPUT, NEXT
+from dynamix.segmentation.blocks import INPUT, NEXT
 from dynamix.segmentation.em import user_half
 
 

@@ -26,7 +26,7 @@ from dynamix.models.service import CONFIG, STATE, RankerService
 from dynamix.models.serving import Cell, Preparation, StreamScale, prepare
 from dynamix.models.train import predict
 from dynamix.segmentation.assign import assigned
-from dynamix.segmentation.counts import CountBlock
+from dynamix.segmentation.blocks import CountBlock
 from dynamix.segmentation.midnights import Rule
 from dynamix.segmentation.mixture import Mixture
 

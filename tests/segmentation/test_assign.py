@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dynamix.features.calendar import build_calendar
 from dynamix.segmentation.assign import NEVER, activity_border, assigned, day_table, histories
-from dynamix.segmentation.counts import OTHER, count_block
+from dynamix.segmentation.blocks import OTHER, count_block
 from dynamix.segmentation.midnights import Rule, decide
 from dynamix.segmentation.mixture import Mixture
 

@@ -16,7 +16,8 @@ from scipy import sparse
 from dynamix.config import Config
 from dynamix.contracts import N_DWELL_BINS
 from dynamix.features.calendar import build_calendar
-from dynamix.segmentation.counts import INPUT, NEXT, OTHER, count_block, user_counts
+from dynamix.segmentation.blocks import INPUT, NEXT, OTHER, count_block
+from dynamix.segmentation.counts import user_counts
 from dynamix.segmentation.em import ALL, HALF_A, HALF_B, Candidate, fit, reduce_blocks, user_half
 from dynamix.segmentation.mix import _seed_users
 from dynamix.segmentation.mixture import Mixture, e_step, initial, m_step

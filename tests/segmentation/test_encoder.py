@@ -7,12 +7,12 @@ import pytest
 import torch
 from jagged_worlds import N_STREAMS, planted
 
-from dynamix.segmentation.counts import INPUT, NEXT
+from dynamix.segmentation.blocks import INPUT, NEXT
 from dynamix.segmentation.encoder import NEWEST_SESSIONS, EncoderConfig, SessionEncoder, batch_of
 from dynamix.segmentation.jagged import Jagged
 from dynamix.segmentation.mixture import Mixture
 from dynamix.segmentation.mixture import predictive as mixture_predictive
-from dynamix.segmentation.neural import encode
+from dynamix.segmentation.neural_fitted import encode
 from dynamix.segmentation.objective import (
     evidence_loss,
     floored,

@@ -13,7 +13,7 @@ import pytest
 from scipy import sparse
 
 from dynamix.config import SegmentationConfig
-from dynamix.segmentation.counts import INPUT, NEXT
+from dynamix.segmentation.blocks import INPUT, NEXT
 from dynamix.segmentation.em import ALL, HALF_A, HALF_B, Candidate, fit, user_half
 from dynamix.segmentation.guards import Choice, Measured, Trial, choose, length_eta2, measure
 from dynamix.segmentation.mixture import Mixture, initial, predictive

@@ -8,7 +8,7 @@ import pytest
 from jagged_worlds import N_STREAMS, flat_world, ids, planted
 
 from dynamix.errors import InputError
-from dynamix.segmentation.counts import INPUT, NEXT, OTHER
+from dynamix.segmentation.blocks import INPUT, NEXT, OTHER
 from dynamix.segmentation.jagged import FlatEvents, Jagged, jagged
 
 KIND = np.array([0, 1, 2, 0, 1])

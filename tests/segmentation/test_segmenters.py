@@ -13,12 +13,13 @@ from sklearn.metrics import adjusted_rand_score
 
 from dynamix.config import SegmentationConfig
 from dynamix.errors import ConfigError, GuardError
-from dynamix.segmentation.counts import OTHER
+from dynamix.segmentation.blocks import OTHER
+from dynamix.segmentation.fitted import FittedSegmenter, load
 from dynamix.segmentation.jagged import FlatEvents, Floats, Jagged, jagged
-from dynamix.segmentation.methods import load, segmenter
+from dynamix.segmentation.methods import segmenter
 from dynamix.segmentation.mix import fit_mixture
 from dynamix.segmentation.neural import Neural, collapse, guard_numbers
-from dynamix.segmentation.segmenters import FittedSegmenter, MixMerge, Paper2
+from dynamix.segmentation.segmenters import MixMerge, Paper2
 from dynamix.segmentation.slopes import Evidence
 from dynamix.segmentation.train import TrainConfig, train
 
