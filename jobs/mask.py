@@ -206,6 +206,7 @@ def measure(
         history, rows, history=config.history, heads=detailed, n_streams=1 + max(listed),
         given=prediction, thirds_us=thirds(calendar), run_date_us=since_1970(midnight(run.run_date)),
         lengths=stream_lengths(ids, config), untimed=untimed, others=plain, together=together,
+        boost_to=0 if scan.whole else config.mask.boost_to,
         parcels=parcels_of(events.count() + result.counters["rows_read"]),
     ).collect()  # fmt: skip
     statistics = unpacked(table, listed, heads=heads, settings=scan.settings)
