@@ -74,6 +74,10 @@ class Statistics:
         """Sums of one cell by bucket of recency; both halves added when `half` is BOTH. None where there are none."""
         return of_halves(half, lambda h: self.recency.get((*cell, head, h)))
 
+    def beyond_base(self, cell: Cell, head: str) -> BeyondSums | None:
+        """Sums of one cell by bucket of recency and beyond the base; None where histories are not collected that far."""
+        return of_halves(BOTH, lambda h: self.beyond.get((*cell, head, h)))
+
     def by_cell(self, head: str, *, half: int = BOTH) -> dict[Cell, CellSums]:
         """Sums of every cell that has any under this head."""
         return {c: s for c in self.cells if (s := self.of(c, head, half=half)) is not None}
