@@ -236,12 +236,12 @@ def _within_total(
     row, position = _newest_overall(row, position, len(stream), len(position))  # sorted, all of them
     cell = row * (int(stream.max(initial=0)) + 1) + stream[position]
     limit = base.of(stream[position])
-    near = from_newest(cell) < limit
+    rank = from_newest(cell)
+    near = rank < limit
     own_row, own = _newest_overall(row[near], position[near], len(stream), total)
     n = len(stream) + 1
     kept = np.isin(row * n + position, own_row * n + own)
-    held, place = np.unique(cell, return_inverse=True)
-    whole = np.bincount(place[kept], minlength=len(held))[place] >= limit
+    whole = np.isin(cell, cell[kept & (rank == limit - 1)])  # its oldest base event stays, so all of them do
     take = kept | (~near & whole)
     return row[take], position[take]
 

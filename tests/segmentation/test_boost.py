@@ -52,10 +52,10 @@ def statistics(user: Any, stream: Any, z: Any, y: Any, kept: Any) -> Statistics:
     """Sums by the kernel of the product; one impression a user after all of its events, halves by parity."""
     n, users, ts = len(user), len(y), np.flatnonzero(kept)
     user, stream, z = user[kept], stream[kept], z[kept]
+    none, zeros = np.full(len(ts), -1), np.zeros(len(ts), np.int8)
     events = EventBlock(
-        user=user, ts_us=ts, ingest_us=ts, request=np.full(len(ts), -1), stream=stream.astype(np.int16),
-        item=np.full(len(ts), -1), category=np.full(len(ts), -1), z=z, dwell_bin=np.zeros(len(ts), np.int8), censored=np.zeros(len(ts), bool),
-        item_name=None, category_name=None,
+        user=user, ts_us=ts, ingest_us=ts, request=none, stream=stream.astype(np.int16), item=none, category=none, z=z,
+        dwell_bin=zeros, censored=zeros > 0, item_name=None, category_name=None,
     )  # fmt: skip
     own = np.arange(users)
     frame = pa.table({
