@@ -9,6 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.gates_boost import Lengthened, lengthened
 from benchmarks.gates_broken import SOUND, Variant
 from benchmarks.gates_loss import Loss, PlantedRows, true_loss
 from benchmarks.gates_quota import Horizons, horizons
@@ -68,7 +69,8 @@ class Measured:
     dwell channel in log-odds per SD, truth = 0 for null cells, else by the same functional of the planted exposure
     and p (NaN where the preset hides that exposure, or nobody asked); spread: what `se` says of beta - truth
     (`_spread`); deff: design effect of the block; copy_of (F,) as in `World`; horizons: quotas beside the planted
-    ones, if asked for; loss: by the planted effects; told: of what the histories tell of them.
+    ones, if asked for; loss: by the planted effects; told: of what the histories tell of them; longer: boosts, if
+    asked for.
     """
 
     preset: str
@@ -96,6 +98,7 @@ class Measured:
     loss: Loss
     told: Loss
     budget: float
+    longer: Lengthened | None = None
 
     def share(self, *kinds: str) -> float:
         """Share of the tokens of these kinds that is dropped; of all where none is named."""
@@ -123,12 +126,14 @@ class Measured:
 
 
 def sample(
-    preset: str, *, seed: int, users: int, variants: Sequence[Variant] = (SOUND,), truth: bool = True
-) -> Sample:
+    preset: str, *, seed: int, users: int, variants: Sequence[Variant] = (SOUND,), truth: bool = True,
+    boost_to: int = 0,
+) -> Sample:  # fmt: skip
     """One world of the preset, drawn and summed CHUNK_USERS users at a time.
 
     Chunks are users of the same world; mean p, the scale of exposures and the prediction without history are each
-    chunk's own. `truth`: with the sums of what is planted, which cells that act are held against.
+    chunk's own. `truth`: with the sums of what is planted, which cells that act are held against. `boost_to`: histories
+    are collected so far.
     """
     world = W.draw_world(W.preset_named(preset), np.random.default_rng([seed, 0]))
     sums: dict[str, Sums] = {}
@@ -139,7 +144,7 @@ def sample(
         key = (seed, chunk) if chunk else (seed,)
         n = min(CHUNK_USERS, users - first)
         drawn = draw_in(world, users=n, days=DAYS, start=START, key=key)
-        made = histories(drawn, days=DAYS, config=world_config())
+        made = histories(drawn, days=DAYS, config=world_config(f"mask.boost_to={boost_to}"))
         sound = pipeline_dwells(drawn, world_config(), made.calendar)
         have: dict[tuple[object, ...], Sums] = {}
         for variant in variants:
@@ -177,6 +182,8 @@ def measured(found: Sample, variant: Variant, config: MaskConfig) -> Measured:
         cuts = None
         if truth is not None:
             cuts = horizons(found.world, statistics, truth, verdicts, config)
+        base = world_config().history.per_stream
+        longer = lengthened(found.world, statistics, verdicts, config, base=base) if config.boost_to else None
     place = {name: f for f, name in enumerate(streams)}
     dropped = np.zeros((W.N_SEGMENTS + 1, W.N_STREAMS), bool)
     for v in verdicts:
@@ -203,7 +210,7 @@ def measured(found: Sample, variant: Variant, config: MaskConfig) -> Measured:
         spread=_spread(found.world, verdicts, truth, place),
         deff=np.array([v.effect.deff for v in verdicts]),
         copy_of=found.world.copy_of, horizons=cuts, loss=true_loss(found.rows, dropped),
-        told=told_loss(found.told, dropped), budget=config.ne_budget,
+        told=told_loss(found.told, dropped), budget=config.ne_budget, longer=longer,
     )  # fmt: skip
 
 

@@ -13,8 +13,9 @@ from dynamix.features import recency
 from dynamix.features.exposure import exposure_block
 from dynamix.features.gram import GramSums, size_of
 from dynamix.features.history import EventBlock
-from dynamix.features.recency import RecencySums, recency_block, recency_sums
+from dynamix.features.recency import BeyondSums, RecencySums, recency_block, recency_sums
 from dynamix.features.relevance import (
+    BEYOND,
     BY_RECENCY,
     SIZE,
     TOGETHER,
@@ -33,15 +34,16 @@ class Sums:
     """Packed sums by the product's kernel.
 
     cells (G + 1, F, 2 halves, 4 windows, SIZE), window 0 is WHOLE, then the thirds; together (G + 1, 2 halves, size) over
-    all streams at once; recency (G + 1, F, 2 halves, size).
+    all streams at once; recency (G + 1, F, 2 halves, size), and beyond with the bucket beyond the base, 0 without boosts.
     """
 
     cells: Floats
     together: Floats
     recency: Floats
+    beyond: Floats
 
     def __add__(self, other: Sums) -> Sums:
-        return Sums(self.cells + other.cells, self.together + other.together, self.recency + other.recency)
+        return Sums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 def world_sums(made: Histories, dwells: Dwells) -> Sums:
@@ -64,11 +66,12 @@ def _sums(
         np.zeros((G + 1, F, 2, 4, SIZE)),
         np.zeros((G + 1, 2, size_of(F))),
         np.zeros((G + 1, F, 2, recency.SIZE)),
+        np.zeros((G + 1, F, 2, BeyondSums.size())),
     )
-    kernel = relevance_kernel(made.prediction, heads, F, thirds(made.calendar), others=others)
+    kernel = relevance_kernel(made.prediction, heads, F, thirds(made.calendar), others=others, base=made.base)
     for block in made.blocks:
         events = event_block(made.drawn, block.events, dwells)
-        _add(total, kernel(events, block.asked, block.offsets, block.index))
+        _add(total, kernel(events, block.asked, *block.collected))
     return total
 
 
@@ -80,9 +83,12 @@ def _add(total: Sums, table: pa.Table) -> None:
         cells.column(name).to_numpy() for name in ("segment_id", "stream_id", "half", "window")
     )
     total.cells[segment, stream, half, days - WHOLE] += _vectors(cells)
-    parts = table.filter(pc.equal(window, BY_RECENCY))
-    segment, stream, half = (parts.column(name).to_numpy() for name in ("segment_id", "stream_id", "half"))
-    total.recency[segment, stream, half] += _vectors(parts)
+    for kind, own in ((BY_RECENCY, total.recency), (BEYOND, total.beyond)):
+        parts = table.filter(pc.equal(window, kind))
+        segment, stream, half = (
+            parts.column(name).to_numpy() for name in ("segment_id", "stream_id", "half")
+        )
+        own[segment, stream, half] += _vectors(parts)
     together = table.filter(pc.equal(window, TOGETHER))
     segment, half = (together.column(name).to_numpy() for name in ("segment_id", "half"))
     total.together[segment, half] += _vectors(together)
@@ -128,4 +134,8 @@ def statistics_of(total: Sums, streams: tuple[str, ...]) -> Statistics:
         (segment, streams[stream], HEAD, half): RecencySums.unpack(total.recency[segment, stream, half])
         for segment, stream, half in np.argwhere(total.recency[..., 0] > 0).tolist()
     }
-    return Statistics(found, (HEAD,), together, place, recency=by_recency)
+    beyond = {
+        (segment, streams[stream], HEAD, half): BeyondSums.unpack(total.beyond[segment, stream, half])
+        for segment, stream, half in np.argwhere(total.beyond[..., 0] > 0).tolist()
+    }
+    return Statistics(found, (HEAD,), together, place, recency=by_recency, beyond=beyond)

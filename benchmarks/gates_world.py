@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dynamix.config import Config, HistoryConfig, load_config
+from dynamix.config import Config, load_config
 from dynamix.features import sim_world as W
 from dynamix.features.calendar import Calendar, Period, build_calendar, midnight, since_1970
 from dynamix.features.dwell import BINS_PER_E
 from dynamix.features.history import EventBlock, ImpressionBlock, kept_history
+from dynamix.features.quotas import BaseQuota
 from dynamix.features.relevance import Prediction
 from dynamix.features.sim_labels import StreamIndex, acting_events, contributions, standard, stream_exposure
 from dynamix.features.simulate import CONFIG, Simulation
@@ -156,23 +157,31 @@ class Rows:
 
 @dataclass(frozen=True)
 class Block:
-    """Whole users with their kept histories; `events` is the slice of content events that the block holds."""
+    """Whole users with their kept histories; `events` is the slice of content events that the block holds.
+
+    `collected`: offsets and index of the histories beyond their base, the same where no boosts are asked for.
+    """
 
     events: slice
     asked: ImpressionBlock
     rows: slice
     offsets: Ints
     index: Ints
+    collected: tuple[Ints, Ints]
 
 
 @dataclass(frozen=True)
 class Histories:
-    """A world's labelled impressions with their kept histories, block by block, and the prediction without history."""
+    """A world's labelled impressions with their kept histories, block by block, and the prediction without history.
+
+    `base`: what of the collected histories is kept without boosts; None where none are asked for.
+    """
 
     drawn: Simulation
     calendar: Calendar
     rows: Rows
     prediction: Prediction
+    base: BaseQuota | None
     blocks: tuple[Block, ...] = field(repr=False)
 
 
@@ -192,19 +201,22 @@ def histories(
     rows = _labelled(drawn, calendar, config)
     asked = _impressions(drawn, rows, np.arange(len(drawn.users.planned)) % 2 if half is None else half)
     made = []
+    base = BaseQuota(config.history.per_stream) if config.mask.boost_to else None
     dwells = planted_dwells(drawn)  # any would do: which events are kept does not depend on them
     for events, own in _slices(drawn, asked.user):
         block = event_block(drawn, events, dwells)
         seen = _part(asked, own)
-        offsets, index = _kept(block, seen, config.history)
-        made.append(Block(events, seen, own, offsets, index))
-    return Histories(drawn, calendar, rows, _prediction(asked.frame), tuple(made))
+        collected = _kept(block, seen, config)
+        kept = collected if base is None else base.part(*collected, block.stream)
+        made.append(Block(events, seen, own, *kept, collected))
+    return Histories(drawn, calendar, rows, _prediction(asked.frame), base, tuple(made))
 
 
-def _kept(events: EventBlock, asked: ImpressionBlock, history: HistoryConfig) -> tuple[Ints, Ints]:
+def _kept(events: EventBlock, asked: ImpressionBlock, config: Config) -> tuple[Ints, Ints]:
+    history = config.history
     return kept_history(
         events, asked, per_stream=history.per_stream, total=history.total,
-        embargo_us=round(history.embargo_s * 1e6), run_date_us=None,
+        embargo_us=round(history.embargo_s * 1e6), run_date_us=None, boost_to=config.mask.boost_to,
     )  # fmt: skip
 
 

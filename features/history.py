@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 from pyspark.sql import DataFrame
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from dynamix.config import HistoryConfig
+from dynamix.features.quotas import BaseQuota, from_newest
 from dynamix.features.timeline import (
     Bools,
     EventBlock,
@@ -47,6 +49,7 @@ def kept_history(
     embargo_us: int,
     run_date_us: int | None,
     lengths: Mapping[int, int] | None = None,
+    boost_to: int = 0,
 ) -> tuple[Ints, Ints]:
     """Jagged index into `events` of each impression's history: offsets int64[B+1], index int64[M].
 
@@ -59,6 +62,10 @@ def kept_history(
 
         impressions   i0        i1   i2
         index         [3 5 8]   []   [11 12]        offsets [0 3 3 5]
+
+    With `boost_to` a stream without a declared length of its own is collected up to its newest `boost_to` events: what
+    lies beyond its first `per_stream` stands beside `total`, which limits the base alone, and a stream whose base
+    `total` cut short has nothing beyond. So the newest `per_stream` of each stream are the history without `boost_to`.
 
     Exact for any input; the look-back doubles until enough visible events are found, so the cost follows
     the events kept and not the length of the longest user's past.
@@ -76,8 +83,10 @@ def kept_history(
         )
 
     by_stream = _StreamIndex.build(events)
-    limit = _limits(by_stream, per_stream, lengths)
-    longest, shortest = int(limit.max(initial=per_stream)), int(limit.min(initial=per_stream))
+    base = BaseQuota(per_stream, lengths or {})
+    limit = base.lengthened(by_stream.group_stream, boost_to)
+    longest = int(limit.max(initial=per_stream))
+    shortest = int(base.of(by_stream.group_stream).min(initial=per_stream))
     bound = np.minimum(high - low, by_stream.streams_of(impressions.user) * longest)
     kept = []
     for rows in _slices(bound, _PAIR_BUDGET):
@@ -89,7 +98,7 @@ def kept_history(
         owner, start, stop, group = by_stream.queries(chunk[~few], impressions.user, high)
         row_b, position_b = _newest(by_stream.order, start, stop, owner, limit[group], visible)
         row, position = np.concatenate([row_a, row_b]), np.concatenate([position_a, position_b])
-        kept.append(_newest_overall(row, position, len(events.ts_us), total))
+        kept.append(_within_total(row, position, events.stream, total, base if boost_to else None))
     row = np.concatenate([k[0] for k in kept]) if kept else np.empty(0, np.int64)
     index = np.concatenate([k[1] for k in kept]) if kept else np.empty(0, np.int64)
     offsets = np.zeros(len(impressions.ts_us) + 1, dtype=np.int64)
@@ -121,14 +130,6 @@ def there(events: EventBlock, impressions: ImpressionBlock, position: Ints, row:
     if events.until_us is not None:
         found &= impressions.ts_us[row] <= events.until_us[position]
     return found
-
-
-def _limits(index: _StreamIndex, per_stream: int, lengths: Mapping[int, int] | None) -> Ints:
-    """Newest events kept of each (user, stream) group (G,)."""
-    limit = np.full(len(index.group_stream), per_stream, dtype=np.int64)
-    for stream, length in (lengths or {}).items():
-        limit[index.group_stream == stream] = length
-    return limit
 
 
 def _before(events: EventBlock, impressions: ImpressionBlock, embargo_us: int) -> tuple[Ints, Ints]:
@@ -223,6 +224,28 @@ def _newest(
     return np.concatenate(rows), np.concatenate(positions)
 
 
+def _within_total(
+    row: Ints, position: Ints, stream: npt.NDArray[np.int16], total: int, base: BaseQuota | None
+) -> tuple[Ints, Ints]:
+    """Pairs in (impression, position) order, of them the newest `total` of each impression.
+
+    With `base` these are of the base alone; a stream of which all base events stay keeps what lies beyond, too.
+    """
+    if base is None:
+        return _newest_overall(row, position, len(stream), total)
+    row, position = _newest_overall(row, position, len(stream), len(position))  # sorted, all of them
+    cell = row * (int(stream.max(initial=0)) + 1) + stream[position]
+    limit = base.of(stream[position])
+    rank = from_newest(cell)
+    near = rank < limit
+    own_row, own = _newest_overall(row[near], position[near], len(stream), total)
+    n = len(stream) + 1
+    kept = np.isin(row * n + position, own_row * n + own)
+    whole = np.isin(cell, cell[kept & (rank == limit - 1)])  # its oldest base event stays, so all of them do
+    take = kept | (~near & whole)
+    return row[take], position[take]
+
+
 def _newest_overall(row: Ints, position: Ints, n_events: int, total: int) -> tuple[Ints, Ints]:
     """Pairs in (impression, position) order, cut to the newest `total` of each impression."""
     key = np.sort(row * (n_events + 1) + position)  # sorting one integer beats a two-key argsort
@@ -252,7 +275,7 @@ def _slices(cost: Ints, budget: int) -> Iterator[slice]:
 
 def map_histories(
     events: DataFrame, impressions: DataFrame, *, history: HistoryConfig, kernel: Kernel, schema: str,
-    run_date_us: int | None = None, lengths: Mapping[int, int] | None = None, parcels: int = 0,
+    run_date_us: int | None = None, lengths: Mapping[int, int] | None = None, boost_to: int = 0, parcels: int = 0,
 ) -> DataFrame:  # fmt: skip
     """Rows that `kernel` makes of each block of whole users with their kept histories.
 
@@ -261,9 +284,9 @@ def map_histories(
     nothing, impressions without an event an empty history. `run_date_us` (µs since 1970 UTC) replaces t_i
     as the instant by which an event must be known where `history.as_known_at` is `run_date`; without it
     every given event counts as known. `lengths` (stream id -> newest events kept) replaces `history.per_stream`
-    where a stream declares its own. With `parcels` users are dealt into that many by their hash and each parcel is one
-    block, so that what the kernel adds up within a block does not depend on cores and partitions. The kernel's table is
-    cast to `schema` (a DDL string).
+    where a stream declares its own, `boost_to` lengthens the others (`kept_history`). With `parcels` users are dealt
+    into that many by their hash and each parcel is one block, so that what the kernel adds up within a block does not
+    depend on cores and partitions. The kernel's table is cast to `schema` (a DDL string).
     """
     arrow_schema = to_arrow_schema(cast(StructType, StructType.fromDDL(schema)), timezone="UTC")
     embargo_us = round(history.embargo_s * 1e6)
@@ -279,7 +302,7 @@ def map_histories(
                 continue
             offsets, index = kept_history(
                 block, seen, per_stream=per_stream, total=total, embargo_us=embargo_us, run_date_us=known,
-                lengths=lengths,
+                lengths=lengths, boost_to=boost_to,
             )  # fmt: skip
             result = kernel(block, seen, offsets, index)
             yield from result.select(arrow_schema.names).cast(arrow_schema).to_batches(max_chunksize=20_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,37 @@ old by `history.per_stream` or `history.total`, under the embargo, of the same r
 
 Ints = npt.NDArray[np.int64]
 _ACTIVE_FIRST = TIERS.index("active"), TIERS.index("passive")
+
+
+@dataclass(frozen=True)
+class BaseQuota:
+    """Newest events of a stream that stay wherever no mask lengthens it: `per_stream`, or `lengths[stream]`."""
+
+    per_stream: int
+    lengths: Mapping[int, int] = field(default_factory=dict)
+
+    def of(self, stream: npt.NDArray[np.integer]) -> Ints:
+        """Newest events (N,) by stream id (N,)."""
+        found = np.full(len(stream), self.per_stream, np.int64)
+        for number, length in self.lengths.items():
+            found[stream == number] = length
+        return found
+
+    def lengthened(self, stream: npt.NDArray[np.integer], boost_to: int) -> Ints:
+        """Newest events (N,) that a boost may reach: `boost_to`, and the base where a stream declares its length."""
+        base = self.of(stream)
+        declared = np.isin(stream, list(self.lengths))
+        return np.where(declared, base, np.maximum(base, boost_to))
+
+    def where_unlimited(self, limit: Ints, stream: npt.NDArray[np.integer]) -> Ints:
+        """`limit` (N,), and the base where it is NO_LIMIT: hold-out users, segments and streams outside a grid."""
+        return np.where(limit == NO_LIMIT, self.of(stream), limit)
+
+    def part(self, offsets: Ints, index: Ints, stream: npt.NDArray[np.int16]) -> tuple[Ints, Ints]:
+        """Histories without what lies beyond the base: offsets and index; `stream` (N,) is that of every event."""
+        of = np.arange(int(stream.max(initial=-1)) + 1)
+        limits = np.broadcast_to(self.of(of).astype(np.int32), (len(offsets) - 1, len(of)))
+        return apply_quotas(offsets, index, stream, limits)
 
 
 def quota_table(

@@ -25,7 +25,9 @@ from dynamix.features.conversions import served_head
 from dynamix.features.exposure import exposure_block
 from dynamix.features.gram import gram_sums
 from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, map_histories, usable_dwell
+from dynamix.features.quotas import BaseQuota
 from dynamix.features.recency import recency_block, recency_sums
+from dynamix.features.sum_rows import SCHEMA, add_up, sums_table
 from dynamix.features.timeline import codes
 
 Floats = npt.NDArray[np.float64]
@@ -46,10 +48,10 @@ WITHIN, BETWEEN = -3, -4
 """In place of a window: `CellSums` of all days over each value's deviation from its user's mean, and over that mean."""
 TOGETHER = -5
 """In place of a window: `GramSums` of all days over all streams, with stream id ALL_STREAMS."""
+BEYOND = -6
+"""In place of a window: `BeyondSums` of all days, where histories are collected beyond their base."""
 ALL_STREAMS = -1
 MAX_POSITION = 50
-KEYS = ("segment_id", "stream_id", "label", "half", "window")
-SCHEMA = "segment_id int, stream_id int, label string, half int, window int, sums array<double>"
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def cell_sums(
     events: DataFrame, impressions: DataFrame, *, history: HistoryConfig, heads: Sequence[str], n_streams: int,
     given: Prediction, thirds_us: tuple[int, int], run_date_us: int | None = None,
     lengths: Mapping[int, int] | None = None, untimed: Sequence[int] = (), others: Sequence[str] = (),
-    together: bool = True, parcels: int = 1,
+    together: bool = True, boost_to: int = 0, parcels: int = 1,
 ) -> DataFrame:  # fmt: skip
     """Sums of every segment × stream × head × half × window (SCHEMA), one row each.
 
@@ -154,8 +156,9 @@ def cell_sums(
     `thirds_us` are the two inner borders of the windows, µs since 1970 UTC. Users without events count. `lengths`
     as in `map_histories`; the recency channel of the streams in `untimed` is 0, as their events carry no recency.
     `others` are further labels (columns label_<name>) of which only the sums of all days are made; `together` adds
-    those over all streams at once. `parcels` as in `map_histories`: the sums are the same bit by bit for the same
-    number of them, whatever the cores and partitions; timeline.py `parcels_of` says how many are of a good size.
+    those over all streams at once, `boost_to` the `BeyondSums` of histories up to that length. `parcels` as in
+    `map_histories`: the sums are the same bit by bit for the same number of them, whatever the cores and partitions;
+    timeline.py `parcels_of` says how many are of a good size.
     """
     asked = impressions.select(
         "user_id", "event_ts", "event_id", "request_id", "item_id", "surface", "position", "segment_id", "half",
@@ -170,6 +173,7 @@ def cell_sums(
         untimed=tuple(untimed),
         others=tuple(others),
         together=together,
+        base=BaseQuota(history.per_stream, lengths or {}) if boost_to else None,
     )
     parts = map_histories(
         events,
@@ -179,40 +183,25 @@ def cell_sums(
         schema=f"block string, {SCHEMA}",
         run_date_us=run_date_us,
         lengths=lengths,
+        boost_to=boost_to,
         parcels=parcels,
     )
-    return parts.groupBy("segment_id", "stream_id").applyInArrow(_add_up, SCHEMA)
-
-
-def _add_up(table: Any) -> Any:
-    """Rows of equal keys summed in the order of their blocks, so that the last bit follows neither race nor partition."""
-    table = table.sort_by([("block", "ascending")])
-    keys = zip(*[table.column(name).to_pylist() for name in KEYS], strict=True)
-    flat = table.column("sums").combine_chunks()
-    ends, values = np.asarray(flat.offsets), np.asarray(flat.flatten())
-    total: dict[tuple[Any, ...], Floats] = {}
-    for key, begin, end in zip(keys, ends[:-1] - ends[0], ends[1:] - ends[0], strict=True):
-        own = values[begin:end]
-        total[key] = total[key] + own if key in total else own
-    return _sums_table(list(total), list(total.values()))
-
-
-def _sums_table(keys: Sequence[tuple[Any, ...]], total: Sequence[Floats], **more: Any) -> Any:
-    offsets = pa.array(np.cumsum([0, *map(len, total)]).astype(np.int32))
-    types = {"label": pa.string()}
-    columns = zip(KEYS, zip(*keys, strict=True) if keys else [()] * len(KEYS), strict=True)
-    arrays = {name: pa.array(list(values), types.get(name, pa.int32())) for name, values in columns}
-    flat = np.concatenate(total) if total else np.zeros(0)
-    return pa.table({**more, **arrays, "sums": pa.ListArray.from_arrays(offsets, pa.array(flat))})
+    return parts.groupBy("segment_id", "stream_id").applyInArrow(add_up, SCHEMA)
 
 
 def relevance_kernel(
     given: Prediction, heads: tuple[str, ...], n_streams: int, thirds_us: tuple[int, int], *,
-    untimed: tuple[int, ...] = (), others: tuple[str, ...] = (), together: bool = True,
+    untimed: tuple[int, ...] = (), others: tuple[str, ...] = (), together: bool = True, base: BaseQuota | None = None,
 ) -> Kernel:  # fmt: skip
-    """Kernel for `map_histories`: the sums of one block of users, with `block` = its first user."""
+    """Kernel for `map_histories`: the sums of one block of users, with `block` = its first user.
+
+    Where `base` is given, all sums but those of kind BEYOND are over that part of the histories.
+    """
 
     def kernel(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Any:
+        if base is not None:
+            longer = recency_block(events, asked, offsets, index, n_streams=n_streams, base=base)
+            offsets, index = base.part(offsets, index, events.stream)
         x = exposure_block(events, asked, offsets, index, n_streams=n_streams)
         x[:, list(untimed), CHANNELS.index("recency")] = 0.0
         frame = asked.frame
@@ -256,10 +245,12 @@ def relevance_kernel(
                 for kind, found in zip((WITHIN, BETWEEN), user_sums(x[mine], *rest), strict=True):
                     add(kind, found, key)
                 add(BY_RECENCY, recency_sums(x[mine], parts[mine], tokens[mine], *rest), key)
+                if base is not None:
+                    add(BEYOND, recency_sums(x[mine], longer[0][mine], longer[1][mine], *rest), key)
                 if together:
                     add(TOGETHER, gram_sums(x[mine], *rest)[None], key)
         first = [str(frame.column("user_id")[0])] * len(keys)
-        return _sums_table(keys, sums, block=pa.array(first, pa.string()))
+        return sums_table(keys, sums, block=pa.array(first, pa.string()))
 
     return kernel
 

@@ -16,10 +16,12 @@ from dynamix.contracts import COLD_SEGMENT, NO_DWELL_BIN, TIERS, TRAINING_ROWS
 from dynamix.features.calendar import DAY_US, Calendar, instant_sql
 from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, dwell_told, map_histories
 from dynamix.features.instants import day_sql
-from dynamix.features.quotas import HOLDOUT_PER_MILLE, NO_LIMIT, apply_quotas, quota_table
+from dynamix.features.quotas import HOLDOUT_PER_MILLE, NO_LIMIT, BaseQuota, apply_quotas, quota_table
 from dynamix.features.streams import hidden_attributes, stream_lengths
 from dynamix.features.timeline import Ints
 
+COLLECTED = "collected"
+"""Name of the rows with all that a boost could reach, from which those under any mask are cut."""
 _COLD_TIER = "passive"
 _OF_THE_FUTURE = ("part", "label_click", "label_conversion", "label_mature_ts")
 
@@ -48,7 +50,9 @@ def training_rows(
     (train, validate, test by event_ts) ends no earlier than its label_mature_ts; all others are left out.
     The segment is the one valid at 00:00 of the impression's day; none: 0, passive. The mask keeps the newest
     `quota` events per stream of what the history rule kept, so masked rows are subsets of keep-all rows; a
-    stream or segment that is not in the grid is kept. Hold-out users keep everything. Arrays are oldest
+    stream or segment that is not in the grid is kept. Hold-out users keep everything. With `mask.boost_to` a quota may
+    go beyond `history.per_stream`; what has none keeps the history without boosts, and so does keep-all. Under the
+    version COLLECTED, without `masks`, rows hold all that a boost could reach. Arrays are oldest
     first: hist_z is 0 where an event has no usable dwell, or none that was over by t_i (its bin says so),
     hist_age_s is t_i − t in seconds.
     Declared lengths replace `history.per_stream`; what a stream does not carry is empty: NULL item, category or
@@ -57,6 +61,8 @@ def training_rows(
     """
     ids = stream_ids(streams)
     quotas = None if masks is None else quota_table(_grid(masks), ids)
+    base = BaseQuota(config.history.per_stream, stream_lengths(ids, config))
+    longer = masks is not None or mask_version == COLLECTED
     rows = with_segments(with_part(impressions, calendar), segments)
     rows = rows.withColumn("mask_version", F.lit(mask_version)).withColumn("holdout", holdout_users())
     untimed = [i for i, names in hidden_attributes(ids, config).items() if "recency" in names]
@@ -64,18 +70,20 @@ def training_rows(
         events,
         rows.select(*_plain_columns()),
         history=config.history,
-        kernel=_training_kernel(quotas, untimed),
+        kernel=_training_kernel(quotas, untimed, base),
         schema=TRAINING_ROWS.ddl(),
-        lengths=stream_lengths(ids, config),
+        lengths=base.lengths,
+        boost_to=config.mask.boost_to if longer else 0,
     )
 
 
 def rows_to_score(
     events: DataFrame, impressions: DataFrame, segments: DataFrame, *,
-    config: Config, streams: DataFrame, then: Callable[[Any], Any], schema: str, parcels: int = 1,
+    config: Config, streams: DataFrame, then: Callable[[Any], Any], schema: str, boost_to: int = 0, parcels: int = 1,
 ) -> DataFrame:  # fmt: skip
     """What `then` makes of impressions of any age with their whole kept histories, in rows of `schema` (a DDL string).
 
+    `boost_to` collects as for COLLECTED rows.
     `impressions` are event rows, the other arguments as in `training_rows`. `then` takes a pyarrow.Table in the columns
     of `training_rows` under keep-all, with NULL for part and labels, and returns one; blocks, and so what is computed
     from a block at once, are the same for the same number of `parcels` (`map_histories`).
@@ -86,14 +94,15 @@ def rows_to_score(
     unknown = [c.name for c in TRAINING_ROWS.columns if c.name in _OF_THE_FUTURE]
     rows = rows.withColumns({name: F.lit(None) for name in unknown})
     untimed = [i for i, names in hidden_attributes(ids, config).items() if "recency" in names]
-    made = _training_kernel(None, untimed)
+    lengths = stream_lengths(ids, config)
+    made = _training_kernel(None, untimed, BaseQuota(config.history.per_stream, lengths))
 
     def kernel(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Any:
         return then(made(events, asked, offsets, index))
 
     return map_histories(
         events, rows.select(*_plain_columns()), history=config.history, kernel=kernel, schema=schema,
-        lengths=stream_lengths(ids, config), parcels=parcels,
+        lengths=lengths, boost_to=boost_to, parcels=parcels,
     )  # fmt: skip
 
 
@@ -157,10 +166,11 @@ def _plain_columns() -> list[Column]:
     return [derived.get(c.name, F.col(c.name)).cast(c.sql_type).alias(c.name) for c in plain]
 
 
-def _training_kernel(quotas: npt.NDArray[np.int32] | None, untimed: Sequence[int]) -> Kernel:
+def _training_kernel(quotas: npt.NDArray[np.int32] | None, untimed: Sequence[int], base: BaseQuota) -> Kernel:
     def kernel(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Any:
         if quotas is not None:
-            offsets, index = apply_quotas(offsets, index, events.stream, row_limits(asked.frame, quotas))
+            limits = row_limits(asked.frame, quotas, base)
+            offsets, index = apply_quotas(offsets, index, events.stream, limits)
         if len(index) > np.iinfo(np.int32).max:
             raise OverflowError(f"{len(index)} history events in one block; lower history.total")
         columns = {name: asked.frame.column(name) for name in asked.frame.column_names}
@@ -170,8 +180,8 @@ def _training_kernel(quotas: npt.NDArray[np.int32] | None, untimed: Sequence[int
     return kernel
 
 
-def row_limits(frame: Any, quotas: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Quota of every impression and stream (B, F); hold-out users and unknown segments have none.
+def row_limits(frame: Any, quotas: npt.NDArray[np.int32], base: BaseQuota) -> npt.NDArray[np.int32]:
+    """Quota of every impression and stream (B, F): the base for hold-out users, unknown segments and unlisted cells.
 
     `frame` has the columns segment_id, tier and holdout; `quotas` (G, 2, F) is of features/quotas.py.
     """
@@ -179,8 +189,9 @@ def row_limits(frame: Any, quotas: npt.NDArray[np.int32]) -> npt.NDArray[np.int3
     tier = np.asarray(frame.column("tier").to_numpy() == TIERS[1], dtype=np.int64)
     holdout = np.asarray(frame.column("holdout").to_numpy(), dtype=bool)
     masked = ~holdout & (segment >= 0) & (segment < len(quotas))
-    limits = np.full((len(segment), quotas.shape[2]), NO_LIMIT, dtype=np.int32)
-    limits[masked] = quotas[segment[masked], tier[masked]]
+    unlimited = base.of(np.arange(quotas.shape[2])).astype(np.int32)
+    limits = np.broadcast_to(unlimited, (len(segment), quotas.shape[2])).copy()
+    limits[masked] = np.where(quotas == NO_LIMIT, unlimited, quotas)[segment[masked], tier[masked]]
     return limits
 
 

@@ -20,9 +20,10 @@ from dynamix.errors import ConfigError, GuardError
 from dynamix.features.calendar import Calendar
 from dynamix.features.conversions import label_impressions
 from dynamix.features.dwell import ALL_STREAMS
+from dynamix.features.quotas import BaseQuota
 from dynamix.features.sql_text import equals
 from dynamix.features.streams import event_columns, hidden_attributes, stream_lengths
-from dynamix.features.training import training_rows, with_part
+from dynamix.features.training import COLLECTED, training_rows, with_part
 from dynamix.jobs.baseline import stored_mark
 from dynamix.jobs.context import Run
 from dynamix.jobs.features import cycle_calendar, seen_events
@@ -67,8 +68,14 @@ class ArmRows:
             item_buckets=run.config.train.item_buckets, per_stream=history.per_stream, total=history.total,
             embargo_s=history.embargo_s, mask_version=mask_version, segment_version=self.segment_version,
             cells=self.cells.get(mask_version, ()), segmenter=self.segmenter, habits=self.habits,
-            carried=self._carried(run), dwell=self._dwell(run),
+            carried=self._carried(run), dwell=self._dwell(run), boost_to=self.boost_to(run, mask_version),
         )  # fmt: skip
+
+    def boost_to(self, run: Run, mask_version: str) -> int:
+        """Newest events of a stream that its boosted cells keep; 0 where this mask version boosts none."""
+        cells = self.cells.get(mask_version, ())
+        longer = any(c.quota > run.config.declaration(c.stream).length for c in cells)
+        return run.config.mask.boost_to if longer else 0
 
     def _dwell(self, run: Run) -> DwellRule:
         """How ingest settled dwells; a stream of several `surface/event_type` has the cap of all streams."""
@@ -98,7 +105,8 @@ def build_arms(run: Run) -> ArmRows:
     """Write and load the rows of keep-all and the newest mask version; the control's rows are cut in memory.
 
     `training_rows` holds what production trains on. The one-mask control is only compared, so its mask is laid
-    on the keep-all rows (`JaggedRows.under_mask`, the rule that serving uses).
+    on the keep-all rows (`JaggedRows.under_mask`, the rule that serving uses); with `mask.boost_to` on those COLLECTED,
+    which are written beside them.
     """
     spark, warehouse = run.spark, run.warehouse
     events = seen_events(run)
@@ -110,12 +118,13 @@ def build_arms(run: Run) -> ArmRows:
     history = held(event_columns(events, streams, stats, run.config, sessions=kinded_sessions(run)))
     impressions = held(label_impressions(events, config=run.config))
     empty = with_part(impressions, calendar).isEmpty()  # a row of each arm is an impression of a part
-    for arm, version in versions.items():
+    for arm, version in (*versions.items(), *([(COLLECTED, COLLECTED)] if run.config.mask.boost_to else [])):
         if arm == GLOBAL:
             continue
         run.note(f"train: rows of {arm} ({version})")
+        masks = mask_rows(run, version) if arm == MASKED else None
         frame = training_rows(
-            history, impressions, segments, None if arm == KEEP_ALL else mask_rows(run, version),
+            history, impressions, segments, masks,
             calendar=calendar, config=run.config, streams=streams, mask_version=version,
         )  # fmt: skip
         where = equals(mask_version=version)
@@ -132,7 +141,12 @@ def build_arms(run: Run) -> ArmRows:
     cells = {v: grid_cells(mask_rows(run, v)) for arm, v in versions.items() if arm != KEEP_ALL}
     if GLOBAL in versions:
         control = versions[GLOBAL]
-        rows[GLOBAL] = (control, rows[KEEP_ALL][1].under_mask(cell_quotas(cells[control], scales)))
+        longest = (
+            load_version(run, COLLECTED, pinned=pinned) if run.config.mask.boost_to else rows[KEEP_ALL][1]
+        )
+        ids = {name: scale.stream_id for name, scale in scales.items()}
+        base = BaseQuota(run.config.history.per_stream, stream_lengths(ids, run.config))
+        rows[GLOBAL] = (control, longest.under_mask(cell_quotas(cells[control], scales), base))
     top = max((int(r.segment.max(initial=COLD_SEGMENT)) for _, r in rows.values()), default=COLD_SEGMENT)
     top = max([top, *(c.segment_id for grid in cells.values() for c in grid)])
     return ArmRows(
@@ -240,6 +254,23 @@ def load_version(
         )
     buckets = item_buckets or run.config.train.item_buckets
     return load_rows(files, heads=run.config.heads(), item_buckets=buckets, surfaces=surfaces)
+
+
+def load_for(run: Run, preparation: Preparation, *, pinned: int) -> JaggedRows:
+    """The rows that a model's own mask is laid on, with its surfaces and buckets: keep-all, or COLLECTED for boosts.
+
+    Where the config no longer collects that far, what its boosts would add is missing.
+    """
+    collected = 0 < preparation.boost_to <= run.config.mask.boost_to
+    if preparation.boost_to and not collected:
+        run.note(
+            f"mask {preparation.mask_version} boosts to {preparation.boost_to} events, mask.boost_to is "
+            f"{run.config.mask.boost_to}: it is scored without its boosts"
+        )
+    return load_version(
+        run, COLLECTED if collected else KEEP_ALL, pinned=pinned, surfaces=preparation.surfaces,
+        item_buckets=preparation.item_buckets,
+    )  # fmt: skip
 
 
 def load_truth(truth: Path | None) -> dict[str, np.ndarray[Any, Any]]:

@@ -11,8 +11,8 @@ from pyspark.sql import Row
 
 from dynamix.contracts import CHANNELS
 from dynamix.features.gram import GramSums
-from dynamix.features.recency import RecencySums
-from dynamix.features.relevance import BY_RECENCY, TOGETHER, CellSums
+from dynamix.features.recency import BeyondSums, RecencySums
+from dynamix.features.relevance import BEYOND, BY_RECENCY, TOGETHER, CellSums
 from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.effects import effect
 from dynamix.segmentation.robustness import slopes_apart
@@ -35,7 +35,7 @@ def unpacked(
     rows: Sequence[Row], listed: Mapping[int, str], *, heads: tuple[str, ...], settings: tuple[str, ...]
 ) -> Statistics:
     """Statistics from rows of `cell_sums`; streams whose id is not `listed` (id -> stream) are left out."""
-    sums, by_recency, together = {}, {}, {}
+    sums, by_recency, together, beyond = {}, {}, {}, {}
     for r in rows:
         segment, stream, label, half = (
             int(r["segment_id"]),
@@ -47,10 +47,12 @@ def unpacked(
             together[segment, label, half] = GramSums.unpack(r["sums"])
         elif stream in listed and int(r["window"]) == BY_RECENCY:
             by_recency[segment, listed[stream], label, half] = RecencySums.unpack(r["sums"])
+        elif stream in listed and int(r["window"]) == BEYOND:
+            beyond[segment, listed[stream], label, half] = BeyondSums.unpack(r["sums"])
         elif stream in listed:
             sums[segment, listed[stream], label, half, int(r["window"])] = CellSums.unpack(r["sums"])
     place = {name: i for i, name in listed.items()}
-    return Statistics(sums, heads, together, place, settings, by_recency)
+    return Statistics(sums, heads, together, place, settings, by_recency, beyond)
 
 
 def stat_rows(measured: Measured, given: str) -> list[dict[str, Any]]:

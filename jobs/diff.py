@@ -102,7 +102,7 @@ def _treated(cell: Cell | None, whole: int) -> str:
     if not cell.keep:
         return "dropped"
     boost = f", boost {cell.boost:+.2f}" if cell.boost else ""
-    return (f"newest {cell.quota}" if cell.quota < whole else "whole") + boost
+    return ("whole" if cell.quota == whole else f"newest {cell.quota}") + boost
 
 
 def _dropped(cells: Sequence[Cell], segment: int) -> float | None:

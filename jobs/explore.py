@@ -139,7 +139,7 @@ def segment_streams(run: Run) -> DataFrame:
 def mask_costs(run: Run, data: ReportData) -> DataFrame:
     """Per segment of the shown mask version: cells by verdict, mean events per impression, and the share that goes.
 
-    Only whole cells count as gone; what quotas cut is in the ranker's tokens.
+    A boosted cell counts as kept. Only whole cells count as gone; what quotas cut is in the ranker's tokens.
     """
     weights = cell_weights(data)
     rows = []
@@ -148,7 +148,8 @@ def mask_costs(run: Run, data: ReportData) -> DataFrame:
         tokens = sum(c.tokens for c in mine)
         gone = sum(c.tokens for c in mine if not c.keep)
         share = sum({(c.segment_id, c.tier): weights[c.segment_id, c.tier] for c in mine}.values())
-        verdicts = [sum(c.verdict == verdict for c in mine) for verdict in ("keep", "drop", "undecided")]
+        found = ["keep" if c.verdict == "boost" else c.verdict for c in mine]
+        verdicts = [found.count(verdict) for verdict in ("keep", "drop", "undecided")]
         rows.append(
             (segment, mine[0].segment_name, share, *verdicts, tokens, gone / tokens if tokens else None)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -39,20 +39,17 @@ from dynamix.features.training import with_segments
 from dynamix.jobs.budgets import at_budgets, store_budgets
 from dynamix.jobs.cell_stats import TIER, Measured, stat_rows, unpacked
 from dynamix.jobs.context import Run, StepResult
+from dynamix.jobs.decide import Decision, decide, one_mask, protection
 from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.frames import held, table_frame
 from dynamix.jobs.heatmap import terminal
 from dynamix.jobs.kinds import kinded_sessions
-from dynamix.jobs.life import Noted, RowsOf, Watched, watch_published, write_watch
+from dynamix.jobs.life import Noted, RowsOf, watch_published, write_watch
 from dynamix.jobs.report_data import cells_from_rows
 from dynamix.jobs.sensitive import hidden_cells
-from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.effects import Effect
 from dynamix.segmentation.given import Rates, fit_given
-from dynamix.segmentation.life import keep_restored
-from dynamix.segmentation.masks import Check, Protection, Verdict, judge
-from dynamix.segmentation.quota import Quota, Spent, older, quotas
-from dynamix.segmentation.rules import global_verdicts, keep_everything, random_verdicts
+from dynamix.segmentation.masks import Check, Verdict
 
 
 @dataclass(frozen=True)
@@ -72,15 +69,6 @@ EVERYTHING = Scan(settings=SETTINGS, together=True)
 """What the rule reads."""
 
 
-@dataclass(frozen=True)
-class Decision:
-    """One mask version before it is written: a verdict a cell, and the kept cells whose history is cut."""
-
-    verdicts: Sequence[Verdict]
-    cuts: Mapping[Cell, Quota]
-    status: str
-
-
 def mask(run: Run, *, given: str | None = None) -> StepResult:
     """Write `cell_stats`, a proposed mask version under `mask.rule`, and the one-mask control beside it.
 
@@ -95,12 +83,12 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     watched = watch_published(
         run, lambda rows: measure(run, "baseline", *segments, scan=Scan(rows, whole=True))[0].statistics
     )
-    proposed = _decide(run.config, measured, watched)
+    proposed = decide(run.config, measured, watched)
     version = _version(run, measured, proposed)
     grid = _grid_rows(run, measured, proposed, version)
     audit = _audit_rows(proposed, version, watched.fresh(run.run_date))
     if run.config.mask.rule != "global":
-        control = _one_mask(run.config, measured, "control")
+        control = one_mask(run.config, measured, "control")
         control_version = _version(run, measured, control)
         grid += _grid_rows(run, measured, control, control_version)
         audit += _audit_rows(control, control_version)
@@ -110,7 +98,7 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     if run.config.mask.rule == "bound":
         others = at_budgets(
             measured.statistics, run.config.mask, proposed.verdicts,
-            protection=_protection(run.config, measured.streams), restored=watched.restored,
+            protection=protection(run.config, measured.streams), restored=watched.restored,
         )  # fmt: skip
         store_budgets(run.folder, version, others)
     own = [row for row in grid if row["mask_version"] == version]
@@ -119,56 +107,13 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     dropped = _tokens(measured, [v for v in proposed.verdicts if v.verdict == "drop"])
     older = sum(cut.tokens for cut in proposed.cuts.values())
     result.metrics |= {"tokens_dropped_share": (dropped + older) / every, "tokens_older_share": older / every}
+    if run.config.mask.boost_to:
+        result.metrics["tokens_boosted_share"] = sum(b.tokens for b in proposed.boosts.values()) / every
     cells = cells_from_rows(own, whole=lambda stream: run.config.declaration(stream).length)
     cells = hidden_cells(cells, run.config)
     result.facts |= {"mask_version": version, "given": given, "heatmap": terminal(cells)}
     result.counters["cells_cut"] = len(proposed.cuts)
     return result
-
-
-def _protection(config: Config, streams: Sequence[str]) -> Protection:
-    return Protection(frozenset(name for name in streams if config.declaration(name).protected))
-
-
-def _decide(config: Config, measured: Measured, watched: Watched) -> Decision:
-    """Verdicts and cuts under the configured rule; `random` drops as many tokens as the bound would, by hash.
-
-    Under the bound, what a watch brought back stays whole.
-    """
-    protection = _protection(config, measured.streams)
-    rule, statistics = config.mask.rule, measured.statistics
-    if rule == "global":
-        return _one_mask(config, measured, "proposed")
-    verdicts = judge(statistics, config.mask, protection=protection)
-    if rule == "none":
-        return Decision(keep_everything(verdicts), {}, "proposed")
-    if rule == "random":
-        drawn = random_verdicts(verdicts, statistics, seed=config.mask.seed, protection=protection)
-        return Decision(drawn, {}, "proposed")
-    verdicts = keep_restored(verdicts, watched.restored)
-    cuts = _cuts(config, statistics, verdicts)
-    return Decision(verdicts, {c: cut for c, cut in cuts.items() if c not in watched.restored}, "proposed")
-
-
-def _one_mask(config: Config, measured: Measured, status: str) -> Decision:
-    """The same verdict and cut for every segment, from all users together."""
-    pooled = measured.statistics.pooled()
-    verdicts = judge(pooled, config.mask, protection=_protection(config, measured.streams))
-    cuts = _cuts(config, pooled, verdicts)
-    own = {
-        cell: replace(cut, segment_id=cell[0], tokens=older(measured.statistics, cell, cut.events))
-        for cell in measured.statistics.cells
-        if (cut := cuts.get((0, cell[1]))) is not None
-    }
-    return Decision(global_verdicts(verdicts, measured.statistics.cells), own, status)
-
-
-def _cuts(config: Config, statistics: Statistics, verdicts: Sequence[Verdict]) -> dict[Cell, Quota]:
-    """Kept cells whose older part goes."""
-    if config.mask.length == "full":
-        return {}
-    spent = Spent.by_drops(statistics, verdicts)
-    return {(q.segment_id, q.stream): q for q in quotas(statistics, verdicts, config.mask, spent=spent)}
 
 
 def measure(
@@ -206,6 +151,7 @@ def measure(
         history, rows, history=config.history, heads=detailed, n_streams=1 + max(listed),
         given=prediction, thirds_us=thirds(calendar), run_date_us=since_1970(midnight(run.run_date)),
         lengths=stream_lengths(ids, config), untimed=untimed, others=plain, together=together,
+        boost_to=0 if scan.whole else config.mask.boost_to,
         parcels=parcels_of(events.count() + result.counters["rows_read"]),
     ).collect()  # fmt: skip
     statistics = unpacked(table, listed, heads=heads, settings=scan.settings)
@@ -333,7 +279,8 @@ def _grid_rows(run: Run, measured: Measured, decision: Decision, version: str) -
             e: Effect | None = v.effect if v else None
             dropped = v is not None and v.verdict == "drop"
             cut = decision.cuts.get((segment_id, stream))
-            whole = run.config.declaration(stream).length
+            longer = v is not None and v.verdict == "boost"
+            whole = run.config.mask.boost_to if longer else run.config.declaration(stream).length
             reason = v.reason if v else "no impression of this segment in the statistics period"
             rows.append({
                 "mask_version": version, "seq": 0, "segment_version": measured.segment_version,

@@ -114,6 +114,8 @@ def removal(data: ReportData) -> str:
     )
     if cut:
         head += f", and of {cut} more the older events"
+    if count["boost"]:
+        head += f"; {count['boost']} keep a longer history for it (boost)"
     if shares is None:
         return f"{head}; how many events that is was not measured."
     gone, theirs, users = shares

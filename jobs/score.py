@@ -18,7 +18,7 @@ from dynamix.features.sql_text import equals
 from dynamix.features.streams import event_columns
 from dynamix.features.timeline import parcels_of
 from dynamix.features.training import rows_to_score
-from dynamix.jobs.arm_rows import load_version
+from dynamix.jobs.arm_rows import load_for
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.frames import held
@@ -83,7 +83,9 @@ def score(
         frame, rows = _of_the_test_part(run, service)
         run.note(f"score: {rows} impressions of the test part with {named}")
     else:
-        frame, rows = _of_asked(run, asked, ShippedRanker.pack(folder), result)
+        frame, rows = _of_asked(
+            run, asked, ShippedRanker.pack(folder), result, boost_to=service.preparation.boost_to
+        )
         run.note(f"score: {rows} impressions of {asked} with {named}")
     result.counters["rows_read"] = rows
     if rows == 0:
@@ -98,17 +100,16 @@ def _of_the_test_part(run: Run, service: RankerService) -> tuple[DataFrame, int]
     pinned = run.warehouse.version(run.spark, TRAINING_ROWS.name)
     if pinned is None:
         raise GuardError("table 'training_rows' is not written yet; run `dynamix train` first")
-    rows = load_version(
-        run, "keep-all", pinned=pinned, surfaces=service.preparation.surfaces,
-        item_buckets=service.preparation.item_buckets,
-    ).select("test")  # fmt: skip
+    rows = load_for(run, service.preparation, pinned=pinned).select("test")
     scored = scored_table(service, rows, users=pa.nulls(len(rows), pa.string())).drop(["user_id"])
     where = equals(mask_version="keep-all", part="test")
     users = run.warehouse.read(run.spark, TRAINING_ROWS.name).where(where).select("impression_id", "user_id")
     return run.spark.createDataFrame(scored).join(users, "impression_id"), len(rows)
 
 
-def _of_asked(run: Run, asked: Asked, ranker: ShippedRanker, result: StepResult) -> tuple[DataFrame, int]:
+def _of_asked(
+    run: Run, asked: Asked, ranker: ShippedRanker, result: StepResult, *, boost_to: int
+) -> tuple[DataFrame, int]:
     """Scores of the asked impressions, made on the executors, and how many impressions that are."""
     events = seen_events(run)
     calendar = cycle_calendar(run, events)
@@ -126,7 +127,7 @@ def _of_asked(run: Run, asked: Asked, ranker: ShippedRanker, result: StepResult)
     frame = rows_to_score(
         event_columns(events, streams, stats, run.config, sessions=kinded_sessions(run)), rows, segments,
         config=run.config, streams=streams, then=ranker.on_executor, schema=SCORED_DDL,
-        parcels=parcels_of(events.count() + n),
+        boost_to=boost_to, parcels=parcels_of(events.count() + n),
     )  # fmt: skip
     return frame, n
 

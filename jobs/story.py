@@ -17,6 +17,7 @@ from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError
 from dynamix.features.quotas import OUTSIDE
 from dynamix.features.story import event_fates
 from dynamix.features.streams import event_columns, stream_lengths
+from dynamix.features.training import COLLECTED
 from dynamix.jobs.arm_rows import grid_cells, mask_rows, stream_scales
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.explain import current_mask
@@ -158,12 +159,13 @@ def _events(
     fates = event_fates(
         history, row, quotas=cell_quotas(cells, scales), history=run.config.history,
         lengths=stream_lengths({name: scale.stream_id for name, scale in scales.items()}, run.config),
+        boost_to=run.config.mask.boost_to,
     )  # fmt: skip
     return [one.asDict() for one in fates.collect()]
 
 
 def _refuse_changed(events: list[dict[str, Any]], table: Any) -> None:
-    inside = [int(e["stream_id"]) for e in events if e["fate"] != OUTSIDE]
+    inside = [int(e["stream_id"]) for e in events if e["fate"] != OUTSIDE and not e["beyond"]]
     stored = [int(stream) for stream in table["hist_stream"][0].as_py()]
     if inside != stored:
         raise GuardError(
@@ -178,8 +180,8 @@ def _past(
     boosted = {c.stream for c in cells if c.segment_id == segment and c.tier in ("*", tier) and c.boost > 0}
     return tuple(
         Past(
-            names[int(e["stream_id"])], float(e["age_s"]), str(e["fate"]), names[int(e["stream_id"])] in boosted,
-            bool(e["usable"]), bool(e["censored"]),
+            names[int(e["stream_id"])], float(e["age_s"]), str(e["fate"]),
+            bool(e["beyond"]) or names[int(e["stream_id"])] in boosted, bool(e["usable"]), bool(e["censored"]),
         )
         for e in events
     )  # fmt: skip
@@ -210,11 +212,17 @@ def _score(
     if base is None:
         return None, f"no row of the train part has a known {head}"
     own = service.preparation
+    if (
+        0 < own.boost_to <= run.config.mask.boost_to
+    ):  # a model with boosts reads more than the stored keep-all row
+        same = F.col("impression_id") == table["impression_id"][0].as_py()
+        longer = _stored(run, versions=(COLLECTED,)).where(same).toArrow()
+        table = longer if longer.num_rows else table
     rows = rows_from_table(
         table, heads=service.config.heads, item_buckets=own.item_buckets, surfaces=own.surfaces, in_order=True
     )
     found = waterfall(service, rows, head=head, base=float(base), order=sorted(names))
-    shown = rows.under_mask(cell_quotas(cells, own.streams))
+    shown = rows.under_mask(cell_quotas(cells, own.streams), own.base())
     shorter = shown.tokens < service.as_served(rows).tokens
     masked = float(service.score_stored(shown)[head][0]) if shorter else None
     return _named(found, names, version.address, own.mask_version, masked), ""

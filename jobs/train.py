@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dynamix.errors import ConfigError, GuardError
 from dynamix.features.conversions import longest_window_s
-from dynamix.jobs.arm_rows import ArmRows, build_arms, load_truth, load_version, set_status, stream_scales
+from dynamix.jobs.arm_rows import ArmRows, build_arms, load_for, load_truth, set_status, stream_scales
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.life import obsolete
 from dynamix.jobs.registration import EVIDENCE, MODEL, Registration
@@ -176,7 +176,8 @@ def decide(
 ) -> Decision:
     """Both gates on validation rows: masked wins if its gate passes, else keep-all; then against the champion."""
     config, budget = run.config.train, run.config.mask.ne_budget
-    masks = judge_mask(contest, ne_budget=budget, config=config)
+    longer = MASKED in contest.arms and arms.boost_to(run, contest.arms[MASKED].mask_version) > 0
+    masks = judge_mask(contest, ne_budget=budget, config=config, boosted=longer)
     status = mask_status(contest, masks) if masks else ""
     for head, verdict in masks.items():
         run.note(f"train: mask gate, {head}: {verdict.reason}")
@@ -197,10 +198,7 @@ def _champion_scores(
             f"champion {champion.address} serves {service.config.heads}, the gate compares {contest.head!r}; keep the "
             "label in `labels:` or start in a new warehouse"
         )
-    rows = load_version(
-        run, "keep-all", pinned=arms.table_version, surfaces=service.preparation.surfaces,
-        item_buckets=service.preparation.item_buckets,
-    )  # fmt: skip
+    rows = load_for(run, service.preparation, pinned=arms.table_version)
     return service.score_stored(rows.select("validate", holdout=False))[contest.head]
 
 

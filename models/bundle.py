@@ -19,7 +19,7 @@ from dynamix.contracts import DWELL_BIN_EDGES_S, N_DWELL_BINS, NO_DWELL_BIN, TIE
 from dynamix.errors import GuardError
 from dynamix.features.quotas import HOLDOUT_PER_MILLE, NO_LIMIT
 from dynamix.models.hashing import spark_xxhash64
-from dynamix.models.mask_reader import CONTRACT, DAY_US, digest, micros
+from dynamix.models.mask_reader import BOOSTED, CONTRACT, DAY_US, digest, micros
 from dynamix.models.segmenter import Segmenter
 from dynamix.models.serving import Preparation, apply
 from dynamix.segmentation.midnights import LEAD, TIER_DAYS
@@ -52,7 +52,8 @@ def bundle_text(preparation: Preparation, origin: Origin) -> str:
     follow the source's ids: then callers hand in `segment_id` and `tier`.
     """
     content = _content(preparation, origin)
-    whole = {"contract": CONTRACT, "sha256": digest(content), "content": content}
+    contract = BOOSTED if preparation.boost_to else CONTRACT
+    whole = {"contract": contract, "sha256": digest(content), "content": content}
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
     if len(text.encode()) >= LIMIT_BYTES:
         raise GuardError(
@@ -111,6 +112,11 @@ def _content(preparation: Preparation, origin: Origin) -> dict[str, Any]:
         }
         for name, scale in preparation.streams.items()
     }
+    if preparation.boost_to:
+        ids = np.array([scale.stream_id for scale in preparation.streams.values()])
+        longest = preparation.base().lengthened(ids, preparation.boost_to)
+        for stream, length in zip(streams.values(), longest.tolist(), strict=True):
+            stream["longest"] = length
     segmenter = _segment_tables(preparation)
     return {
         **vars(origin),
@@ -190,7 +196,7 @@ def _request(preparation: Preparation, rng: np.random.Generator, number: int) ->
     """A history of 0 to some hundred events over about two weeks, in bursts; a few streams dominate."""
     since = 0 if preparation.segmenter is None else preparation.segmenter.since_us
     now = since + int(rng.integers(10 * DAY_US, 30 * DAY_US))
-    n = 0 if number == 0 else int(rng.integers(1, _LONGEST))
+    n = 0 if number == 0 else int(rng.integers(1, _LONGEST + 2 * preparation.boost_to))
     waits = np.where(rng.random(n) < 0.2, rng.exponential(0.3 * DAY_US, n), rng.exponential(60e6, n))
     waits[rng.random(n) < 0.05] = 0
     back = np.cumsum(waits)

@@ -24,13 +24,6 @@ class Carried:
     lengths: Mapping[int, int] = field(default_factory=dict)
     hidden: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
-    def limits(self, stream: NDArray[np.int64], per_stream: int) -> NDArray[np.int64]:
-        """Newest events kept of each event's stream (N,)."""
-        limit = np.full(len(stream), per_stream, np.int64)
-        for number, length in self.lengths.items():
-            limit[stream == number] = length
-        return limit
-
     def hides(self, attribute: str, stream: NDArray[np.int64]) -> NDArray[np.bool_]:
         """True for events (N,) of streams that do not carry the attribute."""
         return np.isin(stream, [number for number, names in self.hidden.items() if attribute in names])

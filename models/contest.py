@@ -13,6 +13,7 @@ from dynamix.config import TrainConfig
 from dynamix.errors import GuardError
 from dynamix.models.baselines import Baseline, fit_logistic
 from dynamix.models.batch import EVENT_FIELDS
+from dynamix.models.boost_gate import gate_boosts
 from dynamix.models.dataset import JaggedRows
 from dynamix.models.evidence import (
     Delta,
@@ -163,17 +164,20 @@ def hold(
     return Contest(done, baselines, head, heads, truth or {}, None if start is None else start.address)
 
 
-def judge_mask(contest: Contest, *, ne_budget: float, config: TrainConfig) -> dict[str, Verdict]:
-    """Mask gate of every head; empty without a masked arm. The mask passes iff `mask_passed`."""
+def judge_mask(
+    contest: Contest, *, ne_budget: float, config: TrainConfig, boosted: bool = False
+) -> dict[str, Verdict]:
+    """Mask gate of every head; empty without a masked arm. `boosted` masks go through `gate_boosts` for the main head."""
     if MASKED not in contest.arms:
         return {}
     masked, keep_all = contest.arms[MASKED].validate, contest.arms[KEEP_ALL].validate
-    return {
+    found = {
         head: gate_mask(
             masked.scored(head), keep_all.scored(head), ne_budget=ne_budget, replicates=config.bootstrap
         )
         for head in contest.heads
     }
+    return found | {contest.head: gate_boosts(found[contest.head])} if boosted else found
 
 
 def mask_status(contest: Contest, verdicts: Mapping[str, Verdict]) -> str:

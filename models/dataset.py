@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dynamix.contracts import NO_DWELL_BIN, PARTS
 from dynamix.errors import EnvironmentTrouble, InputError
-from dynamix.features.quotas import limits_of
+from dynamix.features.quotas import BaseQuota, limits_of
 from dynamix.models.batch import (
     CATEGORY_MATCH,
     EVENT_FIELDS,
@@ -108,16 +108,17 @@ class JaggedRows:
         rank = stream_rank(self.offsets, self.stream, keep=keep)[keep].astype(np.int16)
         return replace(self, **{**events, "rank": rank}, offsets=sums[self.offsets])
 
-    def under_mask(self, quotas: NDArray[np.int32]) -> JaggedRows:
+    def under_mask(self, quotas: NDArray[np.int32], base: BaseQuota | None = None) -> JaggedRows:
         """Histories cut to the newest `quotas[segment, tier, stream]` (G, 2, F) events of each stream.
 
         Tiers in the order of contracts.TIERS, as features/quotas.py has them.
-        Hold-out users, and segments or streams outside the table, keep everything (docs/method.md A.9).
+        Hold-out users, and segments or streams outside the table, keep everything, or their `base` where rows hold more
+        than that (docs/method.md A.9).
         """
         row = np.repeat(np.arange(len(self)), np.diff(self.offsets))
         segment, stream = self.segment[row].astype(np.int64), self.stream.astype(np.int64)
         limit = limits_of(quotas, segment, self.tier[row], stream, self.holdout[row])
-        return self.keep_events(self.rank < limit)
+        return self.keep_events(self.rank < (limit if base is None else base.where_unlimited(limit, stream)))
 
     def cap_users(self, max_rows: int) -> JaggedRows:
         """At most about `max_rows` rows: whole users by ascending hash; 0 keeps all."""

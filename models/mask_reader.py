@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 CONTRACT = "dynamix-mask-bundle/1"
+BOOSTED = "dynamix-mask-bundle/2"
+"""With quotas beyond a stream's `length`, up to its `longest`, which an older reader would not know."""
 DAY_US = 86_400_000_000
 Found = namedtuple("Found", "kept segment_id tier holdout")
 
@@ -34,10 +36,10 @@ class MaskBundle:
 
     def __init__(self, text: str) -> None:
         whole = json.loads(text)
-        if whole.get("contract") != CONTRACT:
+        if whole.get("contract") not in (CONTRACT, BOOSTED):
             raise ValueError(
-                f"mask bundle of contract {whole.get('contract')!r}; this reader knows {CONTRACT}: export the bundle "
-                "again and copy the reader that comes with it"
+                f"mask bundle of contract {whole.get('contract')!r}; this reader knows {CONTRACT} and {BOOSTED}: export "
+                "the bundle again and copy the reader that comes with it"
             )
         self.content: dict[str, Any] = whole["content"]
         if digest(self.content) != whole.get("sha256"):
@@ -70,12 +72,17 @@ class MaskBundle:
         kept, seen, total = [], Counter[str](), 0
         for us, place, event in reversed(past):
             stream = event["stream"]
-            if us >= now - content["embargo_us"] or seen[stream] >= content["streams"][stream]["length"]:
+            length = content["streams"][stream]["length"]
+            longest = content["streams"][stream].get("longest", length)
+            near = seen[stream] < length
+            if (
+                us >= now - content["embargo_us"]
+                or seen[stream] >= longest
+                or (near and total == content["total"])
+            ):
                 continue
-            if total == content["total"]:
-                break
-            total += 1
-            if seen[stream] < quotas.get(stream, math.inf):
+            total += near
+            if seen[stream] < quotas.get(stream, length):
                 kept.append(place)
             seen[stream] += 1
         return Found(kept[::-1], segment, tier, holdout)

@@ -65,7 +65,10 @@ class RankerService:
         return {head: p[:, column] for column, head in enumerate(self.config.heads)}
 
     def score_stored(self, keep_all: JaggedRows) -> dict[str, NDArray[np.float64]]:
-        """Probability (R,) of each head for keep-all rows of `training_rows`: this model's mask is applied here."""
+        """Probability (R,) of each head for keep-all rows of `training_rows`: this model's mask is applied here.
+
+        Of a model with boosts, for rows collected up to its `boost_to` (COLLECTED in features/training.py).
+        """
         return self.score(self.as_served(keep_all))
 
     def as_served(self, keep_all: JaggedRows) -> JaggedRows:
@@ -76,7 +79,7 @@ class RankerService:
         trunk = self.config.trunk
         known = np.where(keep_all.segment < trunk.n_segments, keep_all.segment, 0)
         rows = replace(keep_all, segment=known).keep_events(keep_all.stream < trunk.n_streams)
-        return rows.under_mask(self.preparation.quotas())
+        return rows.under_mask(self.preparation.quotas(), self.preparation.base())
 
     def predict(self, requests: pd.DataFrame) -> pd.DataFrame:
         """One row per request, in order: a column per head and the segment_id that it was served with."""

@@ -20,7 +20,7 @@ from dynamix.contracts import COLD_SEGMENT, DWELL_BIN_EDGES_S, NO_DWELL_BIN, TIE
 from dynamix.declarations import base_stream
 from dynamix.errors import InputError
 from dynamix.features.calendar import DAY_US
-from dynamix.features.quotas import HOLDOUT_PER_MILLE, limits_of, quota_table
+from dynamix.features.quotas import HOLDOUT_PER_MILLE, BaseQuota, limits_of, quota_table
 from dynamix.models.batch import stream_rank
 from dynamix.models.carried import CARRIED, Carried
 from dynamix.models.dataset import JaggedRows, rows_from_table
@@ -84,6 +84,12 @@ class Preparation:
     habits: Mapping[str, float] = field(default_factory=dict)
     carried: Carried = field(default_factory=Carried)
     dwell: DwellRule = field(default_factory=DwellRule)
+    boost_to: int = 0
+    """Newest events of a stream that a quota may ask for; 0 where no cell is boosted."""
+
+    def base(self) -> BaseQuota:
+        """Newest events of a stream that stay where no cell says otherwise."""
+        return BaseQuota(self.per_stream, self.carried.lengths)
 
     def quotas(self) -> NDArray[np.int32]:
         """Newest events kept (G, 2, F) by segment, tier and stream; what no cell names has no limit."""
@@ -114,6 +120,8 @@ class Preparation:
             for name in ("surfaces", "heads", "item_buckets", "per_stream", "total", "embargo_s", "mask_version",
                          "segment_version")
         }  # fmt: skip
+        if self.boost_to:
+            rule["boost_to"] = self.boost_to
         found = {
             "rule.json": rule,
             "streams.json": {name: vars(scale) for name, scale in self.streams.items()},
@@ -301,15 +309,28 @@ def _history(
     holdout: NDArray[np.bool_],
     preparation: Preparation,
 ) -> Events:
-    """The newest `per_stream` of each stream before the embargo, of those the newest `total`, then the mask."""
+    """The newest events before the embargo by stream and in all, as `kept_history` has them, then the mask."""
     before = events.ts_us < (now - round(preparation.embargo_s * 1e6))[events.row]
     events = events.take(np.flatnonzero(before))
-    length = preparation.carried.limits(events.stream, preparation.per_stream)
+    base = preparation.base()
+    length = base.lengthened(events.stream, preparation.boost_to)
     events = events.take(np.flatnonzero(_rank(events, len(now), by_stream=True) < length))
-    events = events.take(np.flatnonzero(_rank(events, len(now), by_stream=False) < preparation.total))
+    events = events.take(np.flatnonzero(_within_total(events, len(now), base, preparation.total)))
     row = events.row
     limit = limits_of(preparation.quotas(), segment[row], tier[row], events.stream, holdout[row])
+    limit = base.where_unlimited(limit, events.stream)
     return events.take(np.flatnonzero(_rank(events, len(now), by_stream=True) < limit))
+
+
+def _within_total(events: Events, n: int, base: BaseQuota, total: int) -> NDArray[np.bool_]:
+    """Of the base the newest `total` of each of n requests, and what lies beyond a base that stays as a whole (N,)."""
+    rank, limit = _rank(events, n, by_stream=True), base.of(events.stream)
+    near = np.flatnonzero(rank < limit)
+    kept = np.zeros(len(rank), bool)
+    kept[near] = _rank(events.take(near), n, by_stream=False) < total
+    cell = events.row * (1 + int(events.stream.max(initial=0))) + events.stream
+    whole = np.isin(cell, cell[kept & (rank == limit - 1)])
+    return np.asarray(kept | ((rank >= limit) & whole))
 
 
 def _rank(events: Events, n: int, *, by_stream: bool) -> NDArray[np.int64]:

@@ -79,12 +79,12 @@ class Quadratic:
         c, q, dof = self._scaled
         return c * upper_noncentrality(q, dof)
 
-    def lower(self) -> float:
-        """One-sided lower bound of |E s|², never below 0."""
+    def lower(self, *, alpha: float = ALPHA) -> float:
+        """One-sided lower bound of |E s|² at level 1 − alpha, never below 0."""
         if self.trace <= 0:
             return 0.0
         c, q, dof = self._scaled
-        return c * lower_noncentrality(q, dof)
+        return c * lower_noncentrality(q, dof, alpha=alpha)
 
     def chance(self) -> float:
         """P(a Q as large as this) where nothing acts, |E s|² = 0; 1 without information."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, TypeVar
 
 from dynamix.features.gram import GramSums
-from dynamix.features.recency import RecencySums
+from dynamix.features.recency import BeyondSums, RecencySums
 from dynamix.features.relevance import WHOLE, CellSums
 
 Cell = tuple[int, str]
@@ -50,7 +50,8 @@ class Statistics:
 
     sums: by (segment, stream), label, half (0, 1) and window (WHOLE, 0, 1, 2, WITHIN, BETWEEN); labels are the heads
     and, of WHOLE, their `settings`. together: by segment, head and half, over all streams; place: stream -> its id there.
-    recency: by (segment, stream), head and half, of a stream's events by bucket of recency.
+    recency: by (segment, stream), head and half, of a stream's events by bucket of recency; beyond: the same with the
+    bucket beyond the base, where histories are collected that far.
     """
 
     sums: Mapping[tuple[int, str, str, int, int], CellSums]
@@ -59,6 +60,7 @@ class Statistics:
     place: Mapping[str, int] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
     recency: Mapping[tuple[int, str, str, int], RecencySums] = field(default_factory=dict)
+    beyond: Mapping[tuple[int, str, str, int], BeyondSums] = field(default_factory=dict)
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -71,6 +73,10 @@ class Statistics:
     def by_recency(self, cell: Cell, head: str, *, half: int = BOTH) -> RecencySums | None:
         """Sums of one cell by bucket of recency; both halves added when `half` is BOTH. None where there are none."""
         return of_halves(half, lambda h: self.recency.get((*cell, head, h)))
+
+    def beyond_base(self, cell: Cell, head: str) -> BeyondSums | None:
+        """Sums of one cell by bucket of recency and beyond the base; None where histories are not collected that far."""
+        return of_halves(BOTH, lambda h: self.beyond.get((*cell, head, h)))
 
     def by_cell(self, head: str, *, half: int = BOTH) -> dict[Cell, CellSums]:
         """Sums of every cell that has any under this head."""
@@ -99,6 +105,7 @@ class Statistics:
             self.place,
             self.settings,
             in_one_segment(self.recency),
+            in_one_segment(self.beyond),
         )
 
 

@@ -97,9 +97,12 @@ class Quota:
 
 
 def tail(sums: RecencySums, kept: int) -> Tail:
-    """Block test of all buckets beyond the `kept` newest (1 .. 3), given those and what all streams share."""
+    """Block test of all buckets beyond the `kept` newest (1 .. 3), given those and what all streams share.
+
+    4 of `BeyondSums`: of what lies beyond the base.
+    """
     near = np.concatenate([np.arange(_ALWAYS), *(columns_of(b) for b in range(kept))])
-    own = np.concatenate([columns_of(b) for b in range(kept, BUCKETS)])
+    own = np.concatenate([columns_of(b) for b in range(kept, len(sums.tokens))])
     quadratic, dof = block_test(*given_rest(sums, own, near), sums.w)
     return Tail(
         kept=kept,

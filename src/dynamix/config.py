@@ -128,6 +128,10 @@ class MaskConfig(Section):
     length: Literal["bound", "full"] = Field(
         "bound", description="of kept streams: newest events that the budget asks for, or the whole history"
     )
+    boost_to: int = Field(0, ge=0, description="newest events of a stream in a boosted cell; 0: no boosts")
+    token_budget: float = Field(
+        0.98, gt=0, le=1, description="of the tokens without a mask; boosts fill a mask up to it"
+    )
     given: Literal["baseline", "champion", "none"] = Field(
         "baseline",
         description="prediction that relevance starts from: without history, the champion's, the base rate",
@@ -292,6 +296,15 @@ class Config(Section):
             raise ValueError("; ".join(found))
         return self
 
+    @model_validator(mode="after")
+    def _boosts_lengthen(self) -> Config:
+        if 0 < self.mask.boost_to <= self.history.per_stream:
+            raise ValueError(
+                f"mask.boost_to is {self.mask.boost_to}; allowed: 0 (no boosts), or more than history.per_stream, "
+                f"{self.history.per_stream}"
+            )
+        return self
+
     @property
     def with_kinds(self) -> bool:
         """True where streams of histories carry a session kind."""
@@ -308,6 +321,7 @@ class Config(Section):
     def digest(self, *sections: str) -> str:
         """First 16 hex digits of SHA-256 over the named sections (all when none are named).
 
+        Without boosts the options of boosts do not count, so that nothing is named anew where none is asked for.
         `session.kinds` is a section of its own: it changes no stored event. Of `privacy` only hashed user ids count, with
         `columns`; who opted out is the content of a table.
         """
@@ -316,6 +330,8 @@ class Config(Section):
         if self.privacy.user_ids != "clear":
             tree["columns"] = {**tree["columns"], "user_id hashed": self.privacy.user_ids}
         tree.pop("privacy")
+        if not self.mask.boost_to:
+            tree["mask"] = {k: v for k, v in tree["mask"].items() if k not in ("boost_to", "token_budget")}
         part = {name: tree[name] for name in sections} if sections else tree
         return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
 

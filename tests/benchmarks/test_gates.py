@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import gates, gates_measure
 from benchmarks.__main__ import numbers
+from benchmarks.gates_boost import Lengthened
 from benchmarks.gates_broken import BROKEN, SOUND, Variant
 from benchmarks.gates_loss import Loss
 from benchmarks.gates_measure import LEAST_POSITIVES, Measured, measured, sample
@@ -116,6 +117,30 @@ def test_where_nothing_acts_no_cell_with_support_may_exceed_its_budget() -> None
     assert gates.nothing_matters(made_up(nulls(0), matters=shown)).passed is False
     few = np.where(shown, 499.0, 1e4)
     assert gates.nothing_matters(made_up(nulls(0), matters=shown, positives=few)).passed is True
+
+
+def longer(taken: int, *, right: int, shown: int = 0) -> Lengthened:
+    """Ten cells with support, the first `taken` boosted, of which `right` act beyond the base; `shown` more told."""
+    at = np.arange(10)
+    return Lengthened(at >= 0, at < taken + shown, at < taken, at < right, 0.97)
+
+
+def test_in_a_null_world_with_boosts_nothing_may_be_boosted_or_shown_to_be_worth_one() -> None:
+    for found, passed in (
+        (longer(0, right=0), True),
+        (longer(1, right=0), False),
+        (longer(0, right=0, shown=1), False),
+    ):
+        assert gates.nothing_matters(made_up(nulls(0), longer=found)).passed is passed
+    beside = np.arange(10) == 3  # what the base shows is no boost
+    assert gates.nothing_matters(made_up(nulls(0), matters=beside, longer=longer(0, right=0))).passed is True
+
+
+def test_nine_tenths_of_the_boosted_cells_act_beyond_the_base() -> None:
+    cells = [(1, f, "strong", False) for f in range(10)]
+    for taken, right, passed in ((10, 9, True), (10, 8, False), (1, 1, True), (1, 0, False), (0, 0, None)):
+        assert gates.boosted_horizon(made_up(cells, longer=longer(taken, right=right))).passed is passed
+    assert gates.boosted_horizon(made_up(cells)).passed is None
 
 
 def test_a_quota_may_be_one_bucket_off_the_planted_horizon() -> None:

@@ -96,3 +96,16 @@ def test_an_unknown_key_is_refused_with_the_keys_that_stand_beside_it(setting: s
     with pytest.raises(ConfigError, match="unknown config key") as refused:
         load_config(settings=[setting])
     assert allowed in refused.value.message.split("allowed here: ")[1].split(", ")
+
+
+def test_options_of_boosts_name_nothing_anew_where_none_is_asked_for() -> None:
+    plain = load_config()
+    assert load_config(settings=["mask.token_budget=0.5"]).digest("mask") == plain.digest("mask")
+    longer = [load_config(settings=["mask.boost_to=100", f"mask.token_budget={x}"]) for x in (0.98, 0.5)]
+    assert len({plain.digest("mask"), *(config.digest("mask") for config in longer)}) == 3
+
+
+@pytest.mark.parametrize("boost_to", [1, 50])
+def test_a_boost_is_longer_than_the_history(boost_to: int) -> None:
+    with pytest.raises(ConfigError, match=r"allowed: 0 \(no boosts\), or more than history.per_stream, 50"):
+        load_config(settings=[f"mask.boost_to={boost_to}"])

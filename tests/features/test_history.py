@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from dynamix.config import HistoryConfig
 from dynamix.features import history as module
 from dynamix.features.history import EventBlock, ImpressionBlock, kept_history, map_histories
+from dynamix.features.quotas import BaseQuota
 from dynamix.features.timeline import each_parcel, whole_users
 
 Event = tuple[int, int, int, int, int]  # user, ts, ingest, request, stream
@@ -103,6 +104,61 @@ def test_equals_the_plain_python_oracle(
     assert as_lists(found) == oracle(
         events, asked, per_stream=per_stream, total=total, embargo=embargo, run=run
     )
+
+
+def longer_oracle(
+    events: EventBlock, asked: list[Asked], *, per_stream: int, total: int, boost_to: int
+) -> list[list[int]]:
+    """From the newest event on: the base fills `per_stream` and `total`, and only a full one goes on to `boost_to`."""
+    histories = []
+    for user, ts, request in asked:
+        kept: list[int] = []
+        used: Counter[int] = Counter()
+        base = 0
+        for e in reversed(range(len(events.ts_us))):
+            same = request != -1 and events.request[e] == request
+            if events.user[e] != user or events.ts_us[e] >= ts or same or events.ingest_us[e] > ts:
+                continue
+            stream = int(events.stream[e])
+            if used[stream] < per_stream:
+                if base == total:
+                    continue
+                base += 1
+            elif used[stream] >= boost_to:
+                continue
+            used[stream] += 1
+            kept.append(e)
+        histories.append(kept[::-1])
+    return histories
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    event_rows, asked_rows, st.integers(1, 3), st.integers(1, 8), st.integers(1, 6),
+    st.sampled_from([1, 7, 4_000_000]),
+)  # fmt: skip
+def test_a_boost_lengthens_full_streams_beside_the_total_and_leaves_the_base_as_it_is(
+    rows: list[Event], asked: list[Asked], per_stream: int, total: int, more: int, budget: int
+) -> None:
+    events, seen = event_block(rows), impression_block(asked)
+    rule: dict[str, Any] = {"per_stream": per_stream, "total": total, "embargo_us": 0, "run_date_us": None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PAIR_BUDGET", budget)
+        found = kept_history(events, seen, **rule, boost_to=per_stream + more)
+    expected = longer_oracle(events, asked, per_stream=per_stream, total=total, boost_to=per_stream + more)
+    assert as_lists(found) == expected
+    base = BaseQuota(per_stream).part(*found, events.stream)
+    assert as_lists(base) == as_lists(kept_history(events, seen, **rule))
+
+
+def test_a_declared_length_is_no_base_of_a_boost() -> None:
+    events = event_block([(0, t, t, -1, t % 2) for t in range(20)])
+    found = kept_history(
+        events, impression_block([(0, 100, -1)]), per_stream=2, total=50, embargo_us=0, run_date_us=None,
+        lengths={1: 3}, boost_to=5,
+    )  # fmt: skip
+    assert events.stream[found[1]].tolist().count(0) == 5
+    assert events.stream[found[1]].tolist().count(1) == 3
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,12 @@ from dynamix.contracts import CHANNELS
 from dynamix.features.calendar import build_calendar
 from dynamix.features.gram import GramSums
 from dynamix.features.history import EventBlock, ImpressionBlock, kept_history
-from dynamix.features.recency import RecencySums
+from dynamix.features.quotas import BaseQuota
+from dynamix.features.recency import WIDTH, BeyondSums, RecencySums
 from dynamix.features.relevance import (
     ALL_STREAMS,
     BETWEEN,
+    BEYOND,
     BY_RECENCY,
     FINE_BINS,
     SIZE,
@@ -294,6 +296,29 @@ def test_the_kernel_gives_the_sums_of_every_segment_half_and_window() -> None:
     assert (quiet.n, quiet.present, quiet.hist[0, FINE_BINS]) == (3, 0, 3)
     windows = [rows[1, 1, 1, w] for w in (0, 1, 2)]
     assert sum(w.n for w in windows) == 3 and all(not w.hist.any() for w in windows)
+
+
+def test_collecting_beyond_the_base_changes_no_other_sums() -> None:
+    events, asked = blocks()
+    given = Prediction(("feed",), {"click": np.full((2, 52), -1.0)}, {"click": np.array([0.0, 0.5, -0.5])})
+    rule: dict[str, Any] = {"per_stream": 1, "total": 2, "embargo_us": MINUTE, "run_date_us": None}
+    short, long = (kept_history(events, asked, **rule, boost_to=n) for n in (0, 3))
+    assert len(long[1]) > len(short[1])
+    windows = (25 * MINUTE, 50 * MINUTE)
+    plain = relevance_kernel(given, ("click",), 2, windows)(events, asked, *short).to_pylist()
+    found = relevance_kernel(given, ("click",), 2, windows, base=BaseQuota(1))(events, asked, *long)
+    rows = found.to_pylist()
+    assert [r for r in rows if r["window"] != BEYOND] == plain
+    beyond = {(r["segment_id"], r["stream_id"], r["half"]): r["sums"] for r in rows if r["window"] == BEYOND}
+    by_recency = {
+        (r["segment_id"], r["stream_id"], r["half"]): r["sums"] for r in plain if r["window"] == BY_RECENCY
+    }
+    assert set(beyond) == set(by_recency)
+    sums, short_sums = BeyondSums.unpack(beyond[1, 0, 0]), RecencySums.unpack(by_recency[1, 0, 0])
+    assert (sums.tokens.tolist(), short_sums.tokens.tolist()) == ([2, 0, 0, 0, 1], [2, 0, 0, 0])
+    own = WIDTH + np.arange(3)
+    assert np.array_equal(np.delete(sums.wx, own), short_sums.wx)
+    assert sums.wx[own[1]] == pytest.approx(sums.w / 2 * math.log(2))  # one event of one of two impressions
 
 
 def test_the_history_values_are_length_age_and_presence_of_the_whole_history() -> None:

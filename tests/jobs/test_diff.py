@@ -14,7 +14,7 @@ from dynamix.contracts import MASKS
 from dynamix.errors import ConfigError, GuardError
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.context import Run
-from dynamix.jobs.diff import changes, diff
+from dynamix.jobs.diff import _treated, changes, diff
 from dynamix.jobs.frames import table_frame
 from dynamix.jobs.report_data import Cell
 
@@ -37,6 +37,7 @@ def keys(one: list[Cell], other: list[Cell]) -> list[tuple[int, str, str]]:
         ([cell(1, "a", 50)], [cell(1, "a", 50)], []),
         ([cell(1, "a", 50)], [cell(1, "a", 10)], [(1, "*", "a")]),
         ([cell(1, "a", 50)], [cell(1, "a", 50, boost=0.7)], [(1, "*", "a")]),
+        ([cell(1, "a", 50)], [cell(1, "a", 100)], [(1, "*", "a")]),  # a boosted cell
         ([], [cell(1, "a", 50)], []),  # not listed is whole
         ([cell(1, "a", 0)], [], [(1, "*", "a")]),
         ([cell(1, "a", 0)], [cell(1, "a", 0, tier="active"), cell(1, "a", 9, tier="passive")], [(1, "passive", "a")]),
@@ -50,6 +51,13 @@ def test_a_cell_differs_where_quota_or_boost_does(
 ) -> None:
     assert keys(one, other) == differ
     assert keys(other, one) == differ
+
+
+@pytest.mark.parametrize(
+    ("quota", "told"), [(0, "dropped"), (10, "newest 10"), (50, "whole"), (100, "newest 100")]
+)
+def test_a_quota_is_told_in_words_a_boosted_one_too(quota: int, told: str) -> None:
+    assert _treated(cell(1, "a", quota), 50) == told
 
 
 def test_both_rows_of_a_changed_cell_come_with_it() -> None:

@@ -21,11 +21,19 @@ from hypothesis import strategies as st
 from dynamix.errors import GuardError
 from dynamix.features.calendar import DAY_US
 from dynamix.models import mask_reader
-from dynamix.models.bundle import LIMIT_BYTES, Origin, answers, bundle_text, golden_vectors, mask_status
+from dynamix.models.bundle import (
+    LIMIT_BYTES,
+    Origin,
+    _held_out,
+    answers,
+    bundle_text,
+    golden_vectors,
+    mask_status,
+)
 from dynamix.models.carried import Carried
 from dynamix.models.dwells import DwellRule
 from dynamix.models.hashing import spark_xxhash64
-from dynamix.models.mask_reader import CONTRACT, MaskBundle, check, xxhash64
+from dynamix.models.mask_reader import BOOSTED, CONTRACT, MaskBundle, check, xxhash64
 from dynamix.models.segmenter import Segmenter
 from dynamix.models.serving import Cell, Preparation, StreamScale
 
@@ -36,7 +44,7 @@ NAMES = ["s0/view", "s1/view", "s0/view#buy", "s3/view", "s4/view"]
 SINCE = 20_000 * DAY_US
 
 
-def preparation(seed: int, *, dwell_bins: bool = True, derive: bool = True) -> Preparation:
+def preparation(seed: int, *, dwell_bins: bool = True, derive: bool = True, boost_to: int = 0) -> Preparation:
     """A drawn model: quotas by tier, own lengths, caps, constants, a session kind, a sensitive stream, a mixture."""
     rng = np.random.default_rng(seed)
     width = (N_STREAMS - 1) * (13 if dwell_bins else 1)  # the last stream is younger than the mixture
@@ -57,6 +65,7 @@ def preparation(seed: int, *, dwell_bins: bool = True, derive: bool = True) -> P
         ),
         carried=Carried(lengths={2: 1, 3: 12}),
         dwell=DwellRule(derive, False, 30 * 60_000_000, DAY_US, {0: 5_000, 2: 900_000}, {3: (30_000,)}),
+        boost_to=boost_to,
     )  # fmt: skip
 
 
@@ -96,11 +105,14 @@ def asked(drawn: Any) -> dict[str, Any]:
 
 
 @settings(max_examples=150)
-@given(st.lists(requests, min_size=1, max_size=4), st.integers(0, 50), st.booleans(), st.booleans())
+@given(
+    st.lists(requests, min_size=1, max_size=4), st.integers(0, 50), st.booleans(), st.booleans(),
+    st.sampled_from([0, 5, 9, 20]),
+)  # fmt: skip
 def test_the_reader_answers_as_the_product_on_any_history(
-    drawn: list[Any], seed: int, dwell_bins: bool, derive: bool
+    drawn: list[Any], seed: int, dwell_bins: bool, derive: bool, boost_to: int
 ) -> None:
-    own = preparation(seed, dwell_bins=dwell_bins, derive=derive)
+    own = preparation(seed, dwell_bins=dwell_bins, derive=derive, boost_to=boost_to)
     bundle = MaskBundle(bundle_text(own, PUBLISHED))
     listed = [asked(one) for one in drawn]
     assert [bundle.apply(**one)._asdict() for one in listed] == answers(own, listed)
@@ -149,6 +161,37 @@ def test_the_vectors_of_an_export_hold_no_real_user_and_agree() -> None:
     assert {v["request"]["user_id"].rpartition("-")[0] for v in vectors} == {"golden-user"}
 
 
+def test_a_boosted_cell_keeps_more_than_the_base_and_an_older_reader_refuses_the_bundle() -> None:
+    """Nine where the base is four; beyond it the total does not count, and no hold-out user has it."""
+    cells = (Cell(2, "active", "s0/view", 9), Cell(2, "active", "s4/view", 9))
+    own = replace(preparation(0), cells=cells, boost_to=9)
+    text = bundle_text(own, PUBLISHED)
+    assert json.loads(text)["contract"] == BOOSTED != CONTRACT
+    names = (
+        ["s0/view"] * 12 + ["s4/view"] * 12 + ["s1/view"]
+    )  # the newest last: s1, then s4, whose base is full
+    now = SINCE + 5 * DAY_US
+    history = [{"stream": s, "ts": now - DAY_US + i * 1_000_000} for i, s in enumerate(names)]
+    request: dict[str, Any] = {"request_ts": now, "events": history, "segment_id": 2}
+    for tier, user, kept in (
+        ("active", "user-0", [*range(3, 12), *range(15, 24), 24]),
+        ("passive", "user-0", [*range(8, 12), *range(20, 24), 24]),
+        ("active", _held_out(), [*range(8, 12), *range(20, 24), 24]),
+    ):
+        asked_ = {**request, "user_id": user, "tier": tier}
+        assert MaskBundle(text).apply(**asked_).kept == kept
+        assert [MaskBundle(text).apply(**asked_)._asdict()] == answers(own, [asked_])
+    tight = replace(own, total=6)  # s1, all four of s4, one of s0: cut short, so nothing beyond it
+    asked_ = {**request, "user_id": "user-0", "tier": "active"}
+    assert answers(tight, [asked_])[0]["kept"] == [11, *range(15, 24), 24]
+    vectors = golden_vectors(own, seed=1)
+    assert check(MaskBundle(text), vectors) == []
+    plain = MaskBundle(bundle_text(replace(own, boost_to=0), PUBLISHED))
+    assert check(plain, vectors), "no vector notices a boost"
+    assert Preparation.from_json(own.to_json()).boost_to == 9
+    assert "boost_to" not in preparation(0).to_json()["rule.json"]
+
+
 ISOLATED = """
 import builtins, sys
 real = builtins.__import__
@@ -176,7 +219,8 @@ def test_the_reader_works_alone_with_the_standard_library(tmp_path: Path) -> Non
 def test_another_contract_and_a_changed_file_are_refused() -> None:
     whole = json.loads(stored()[0])
     with pytest.raises(
-        ValueError, match=rf"contract 'dynamix-mask-bundle/9'; this reader knows {CONTRACT}: export"
+        ValueError,
+        match=rf"contract 'dynamix-mask-bundle/9'; this reader knows {CONTRACT} and {BOOSTED}: export",
     ):
         MaskBundle(json.dumps({**whole, "contract": "dynamix-mask-bundle/9"}))
     whole["content"]["total"] += 1

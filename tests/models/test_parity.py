@@ -16,14 +16,14 @@ from event_frames import START, event_frame
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from dynamix.config import AttributionConfig, Config, HistoryConfig, SegmentationConfig
+from dynamix.config import AttributionConfig, Config, HistoryConfig, MaskConfig, SegmentationConfig
 from dynamix.contracts import N_DWELL_BINS
 from dynamix.features.calendar import build_calendar
 from dynamix.features.conversions import impressions_to_predict, label_impressions
 from dynamix.features.dwell import derive_dwell
 from dynamix.features.sessions import assign_sessions
 from dynamix.features.streams import event_columns
-from dynamix.features.training import rows_to_score, training_rows
+from dynamix.features.training import COLLECTED, rows_to_score, training_rows
 from dynamix.models.dataset import JaggedRows, rows_from_table
 from dynamix.models.dwells import DwellRule
 from dynamix.models.ranker import Ranker, RankerConfig
@@ -146,8 +146,11 @@ def made(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World
     )
 
 
-def training_table(spark: SparkSession, made: World, preparation: Preparation, *, masked: bool) -> JaggedRows:
-    """The training rows of Spark, keep-all or under the mask, by impression."""
+def training_table(
+    spark: SparkSession, made: World, preparation: Preparation, *, masked: bool, config: Config = CONFIG,
+    version: str = "keep-all",
+) -> JaggedRows:  # fmt: skip
+    """The training rows of Spark, keep-all (or `version`) or under the mask, by impression."""
     cells = [(c.segment_id, c.tier, c.stream, c.quota) for c in preparation.cells]
     masks = (
         spark.createDataFrame(cells, "segment_id int, tier string, stream string, quota int")
@@ -156,8 +159,8 @@ def training_table(spark: SparkSession, made: World, preparation: Preparation, *
     )
     frame = training_rows(
         event_columns(made.events, made.streams, made.stats, CONFIG), label_impressions(made.events, config=CONFIG),
-        made.segments, masks, calendar=build_calendar(RUN, first_event=START), config=CONFIG, streams=made.streams,
-        mask_version="m1" if masked else "keep-all",
+        made.segments, masks, calendar=build_calendar(RUN, first_event=START), config=config, streams=made.streams,
+        mask_version="m1" if masked else version,
     )  # fmt: skip
     return rows_from_table(
         frame.orderBy("impression_id").toArrow(), heads=preparation.heads, item_buckets=preparation.item_buckets,
@@ -203,6 +206,42 @@ def test_scores_of_raw_requests_are_those_of_the_training_rows(spark: SparkSessi
     assert len(set(masked.segment.tolist())) == 4 and set(masked.tier.tolist()) == {0, 1}
     assert masked.tokens < 0.9 * keep_all.tokens and 0.1 < masked.usable.mean() < 0.9
     assert len(keep_all) > 80 and len(set(p.tolist())) > 60
+
+
+def test_boosted_cells_are_the_same_in_training_rows_in_memory_in_requests_and_on_executors(
+    spark: SparkSession, made: World
+) -> None:
+    """Quotas above the base of six, for one tier and for both; what the grid does not say keeps the base."""
+    longer = CONFIG.model_copy(update={"mask": MaskConfig(boost_to=10)})
+    cells = (
+        Cell(0, "*", "feed/view", 10), Cell(1, "active", "feed/like", 10), Cell(1, "active", "shop/view", 0),
+        Cell(2, "*", "shop/view", 10), Cell(3, "*", "feed/view", 2),
+    )  # fmt: skip
+    preparation = replace(made.service.preparation, cells=cells, boost_to=10)
+    service = replace(made.service, preparation=preparation)
+    masked = training_table(spark, made, preparation, masked=True, config=longer)
+    collected = training_table(spark, made, preparation, masked=False, config=longer, version=COLLECTED)
+    p = 1 / (1 + np.exp(-service.logits(masked)[:, 0]))
+    requests = raw_requests(made.rows, collected.impression.tolist())
+    assert np.array_equal(service.score_stored(collected)["conversion"], p)
+    assert np.array_equal(service.predict(requests)["conversion"].to_numpy(), p)
+    assert 6 <= masked.rank.max() < 10 and not masked.rank[masked.stream == 3].max() >= 6
+    plain = training_table(spark, made, preparation, masked=False)
+    assert collected.tokens > masked.tokens
+    for same in (training_table(spark, made, preparation, masked=False, config=longer), collected.under_mask(
+        np.zeros((0, 2, 0), np.int32), preparation.base()
+    )):  # fmt: skip
+        assert np.array_equal(same.offsets, plain.offsets) and np.array_equal(same.z, plain.z)
+    shipped = ShippedRanker(
+        {**made.shipped.files, **{n: t.encode() for n, t in preparation.to_json().items()}}
+    )
+    frame = rows_to_score(
+        event_columns(made.events, made.streams, made.stats, CONFIG), impressions_to_predict(made.events, CONFIG),
+        made.segments, config=CONFIG, streams=made.streams, then=shipped.on_executor, schema=SCORED_DDL, boost_to=10,
+    )  # fmt: skip
+    scored = {row[0]: row[3] for row in frame.collect()}
+    wanted = dict(zip(collected.impression, p.tolist(), strict=True))
+    assert {i: scored[i] for i in wanted} == pytest.approx(wanted, abs=1e-7)
 
 
 def test_a_derived_dwell_is_what_the_scores_rest_on(made: World) -> None:

@@ -1,0 +1,86 @@
+"""What `dynamix mask` decides on its statistics: verdicts under the configured rule, cuts, boosts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from dynamix.config import Config
+from dynamix.jobs.cell_stats import Measured
+from dynamix.jobs.life import Watched
+from dynamix.segmentation.boost import Boost, boosted, boosts
+from dynamix.segmentation.cells import Cell, Statistics
+from dynamix.segmentation.life import keep_restored
+from dynamix.segmentation.masks import Protection, Verdict, judge
+from dynamix.segmentation.quota import Quota, Spent, older, quotas
+from dynamix.segmentation.rules import global_verdicts, keep_everything, random_verdicts
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One mask version before it is written: a verdict a cell, and the kept cells whose history is cut or lengthened."""
+
+    verdicts: Sequence[Verdict]
+    cuts: Mapping[Cell, Quota]
+    status: str
+    boosts: Mapping[Cell, Boost] = field(default_factory=dict)
+
+
+def protection(config: Config, streams: Sequence[str]) -> Protection:
+    """Streams that the config declares `protected`."""
+    return Protection(frozenset(name for name in streams if config.declaration(name).protected))
+
+
+def decide(config: Config, measured: Measured, watched: Watched) -> Decision:
+    """Verdicts, cuts and boosts under the configured rule; `random` drops as many tokens as the bound would, by hash.
+
+    Under the bound, what a watch brought back stays whole and is not lengthened.
+    """
+    protected = protection(config, measured.streams)
+    rule, statistics = config.mask.rule, measured.statistics
+    if rule == "global":
+        return one_mask(config, measured, "proposed")
+    verdicts = judge(statistics, config.mask, protection=protected)
+    if rule == "none":
+        return Decision(keep_everything(verdicts), {}, "proposed")
+    if rule == "random":
+        drawn = random_verdicts(verdicts, statistics, seed=config.mask.seed, protection=protected)
+        return Decision(drawn, {}, "proposed")
+    verdicts = keep_restored(verdicts, watched.restored)
+    cuts = {c: q for c, q in _cuts(config, statistics, verdicts).items() if c not in watched.restored}
+    longer = _boosts(config, statistics, verdicts, cuts, never=watched.restored)
+    return Decision(boosted(verdicts, longer), cuts, "proposed", longer)
+
+
+def one_mask(config: Config, measured: Measured, status: str) -> Decision:
+    """The same verdict, cut and boost for every segment, from all users together."""
+    pooled = measured.statistics.pooled()
+    verdicts = judge(pooled, config.mask, protection=protection(config, measured.streams))
+    cuts = _cuts(config, pooled, verdicts)
+    longer = _boosts(config, pooled, verdicts, cuts)
+    own = {
+        cell: replace(cut, segment_id=cell[0], tokens=older(measured.statistics, cell, cut.events))
+        for cell in measured.statistics.cells
+        if (cut := cuts.get((0, cell[1]))) is not None
+    }
+    return Decision(
+        global_verdicts(boosted(verdicts, longer), measured.statistics.cells), own, status, longer
+    )
+
+
+def _cuts(config: Config, statistics: Statistics, verdicts: Sequence[Verdict]) -> dict[Cell, Quota]:
+    """Kept cells whose older part goes."""
+    if config.mask.length == "full":
+        return {}
+    spent = Spent.by_drops(statistics, verdicts)
+    return {(q.segment_id, q.stream): q for q in quotas(statistics, verdicts, config.mask, spent=spent)}
+
+
+def _boosts(
+    config: Config, statistics: Statistics, verdicts: Sequence[Verdict], cuts: Mapping[Cell, Quota], *,
+    never: Collection[Cell] = (),
+) -> dict[Cell, Boost]:  # fmt: skip
+    """Kept cells whose history is lengthened; none of a stream that is sensitive."""
+    sensitive = {cell for cell in statistics.cells if config.declaration(cell[1]).sensitive}
+    base = config.history.per_stream
+    return boosts(statistics, verdicts, cuts, config.mask, base=base, never=sensitive | set(never))
