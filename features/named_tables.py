@@ -19,8 +19,8 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from dynamix.errors import ConfigError, EnvironmentTrouble
-from dynamix.features.sql_text import named, sound_root
-from dynamix.features.table_files import local_path
+from dynamix.features.sql_text import dotted, sound_root
+from dynamix.features.table_files import is_local, local_path
 from dynamix.features.tables import MAINTENANCE, Warehouse
 
 VOLUMES = Path("/Volumes")
@@ -35,7 +35,7 @@ def open_schema(spark: SparkSession, name: str, *, volumes: Path = VOLUMES) -> S
     """
     parts = name.split(".")
     try:
-        told = spark.sql(f"DESCRIBE SCHEMA EXTENDED {'.'.join(map(named, parts))}").collect()
+        told = spark.sql(f"DESCRIBE SCHEMA EXTENDED {dotted(*parts)}").collect()
     except AnalysisException as trouble:
         first = (str(trouble).splitlines() or [""])[0]
         raise ConfigError(
@@ -44,7 +44,7 @@ def open_schema(spark: SparkSession, name: str, *, volumes: Path = VOLUMES) -> S
         ) from None
     location = next((str(row[1]) for row in told if str(row[0]).lower() in ("location", "rootlocation")), "")
     volume = volumes.joinpath(*parts, VOLUME)
-    folder = Path(local_path(location)) if location.startswith(("file:", "/")) else volume
+    folder = Path(local_path(location)) if is_local(location) else volume
     if not folder.is_dir() and folder == volume:
         raise EnvironmentTrouble(
             f"--warehouse {name}: its tables lie at {location or 'a place it does not tell'}, and there is no folder for "
@@ -69,7 +69,7 @@ class Schema(Warehouse):
         return self.name
 
     def sql(self, name: str) -> str:
-        return ".".join(named(part) for part in (*self.name.split("."), name))
+        return dotted(*self.name.split("."), name)
 
     def folders(self) -> list[Path]:
         return sorted(self.folder(name) for name in self._tables())
@@ -77,7 +77,7 @@ class Schema(Warehouse):
     def folder(self, name: str) -> Path:
         detail = self.spark.sql(f"DESCRIBE DETAIL {self.sql(name)}").select("location").collect()
         location = str(detail[0]["location"])
-        if not location.startswith(("file:", "/")):
+        if not is_local(location):
             raise EnvironmentTrouble(
                 f"table {self.name}.{name} lies at {location}, whose files this process cannot open one by one; run "
                 "this verb where the tables are folders (docs/deploy.md)"
@@ -88,7 +88,7 @@ class Schema(Warehouse):
         return bool(self._tables())
 
     def _tables(self) -> list[str]:
-        schema = ".".join(map(named, self.name.split(".")))
+        schema = dotted(*self.name.split("."))
         rows = (
             self.spark.sql(f"SHOW TABLES IN {schema}")
             .where(~F.col("isTemporary"))

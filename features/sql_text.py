@@ -38,6 +38,15 @@ def named(identifier: str) -> str:
     return "`" + identifier.replace("`", "``") + "`"
 
 
+def dotted(*parts: str) -> str:
+    """Several names in backticks with dots between them.
+
+    >>> dotted("main", "ads")
+    '`main`.`ads`'
+    """
+    return ".".join(map(named, parts))
+
+
 def delta_at(path: str) -> str:
     """A Delta folder as a table in SQL text."""
     return f"delta.{named(path)}"

@@ -49,6 +49,11 @@ def commit_info(commit: Path) -> dict[str, Any] | None:
     return None
 
 
+def is_local(location: str) -> bool:
+    """Whether a table's or a schema's location is a folder of this machine."""
+    return location.startswith(("file:", "/"))
+
+
 def local_path(url: str) -> str:
     """Path of a file as Spark lists it: Delta's tables as they lie with `file:` in front, others as an escaped URL."""
     plain = re.sub(r"^file:(//(?=/))?", "", url)

@@ -10,7 +10,7 @@ from dynamix.config import MaskConfig
 from dynamix.jobs.files import read_object, write_whole
 from dynamix.jobs.report_data import AtBudget
 from dynamix.segmentation.cells import Cell, Statistics
-from dynamix.segmentation.life import Restoration, keep_restored
+from dynamix.segmentation.life import Stay, keep_restored
 from dynamix.segmentation.masks import Protection, Verdict, judge
 
 FILE = "budgets.json"
@@ -20,11 +20,11 @@ FACTORS = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 def at_budgets(
     statistics: Statistics, config: MaskConfig, own: Sequence[Verdict], *, protection: Protection,
-    restored: Mapping[Cell, Restoration],
+    stays: Mapping[Cell, Stay],
 ) -> list[AtBudget]:  # fmt: skip
     """One entry per factor of FACTORS, ascending: the keep rule of `mask` with nothing but the budget changed.
 
-    `own` are the verdicts under the configured budget; what a watch brought back (`restored`) stays under all of them.
+    `own` are the verdicts under the configured budget; cells of `stays` are kept under all of them.
     """
     tokens = {cell: sums.tokens for cell, sums in statistics.by_cell(statistics.heads[0]).items()}
     found = []
@@ -32,9 +32,7 @@ def at_budgets(
         budget = config.ne_budget * factor
         changed = config.model_copy(update={"ne_budget": budget})
         verdicts = (
-            own
-            if factor == 1.0
-            else keep_restored(judge(statistics, changed, protection=protection), restored)
+            own if factor == 1.0 else keep_restored(judge(statistics, changed, protection=protection), stays)
         )
         found.append(_at(tokens, budget, verdicts, own=factor == 1.0))
     return found

@@ -10,12 +10,11 @@ from pyspark.sql import functions as F
 
 from dynamix.contracts import MASKS, SEGMENTS
 from dynamix.errors import GuardError
-from dynamix.features.quotas import HOLDOUT_PER_MILLE
 from dynamix.features.sim_continue import ContinuedSummary, continue_world
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.places import place_of
 from dynamix.jobs.session import get_spark
-from dynamix.models.hashing import spark_xxhash64
+from dynamix.models.hashing import is_held_out
 
 
 def continue_with(out: Path, masks: str) -> ContinuedSummary:
@@ -40,7 +39,7 @@ def continue_with(out: Path, masks: str) -> ContinuedSummary:
         gone = np.zeros((len(users), len(streams)), bool)
         for row, user in enumerate(users):
             own = dropped.get(segments.get(user, 0), set())
-            if own and spark_xxhash64("holdout", user) % 1000 >= HOLDOUT_PER_MILLE:
+            if own and not is_held_out(user):
                 gone[row] = [stream in own for stream in streams]
         return gone
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from dynamix.config import Config
 from dynamix.jobs.cell_stats import Measured
-from dynamix.jobs.life import Watched
+from dynamix.segmentation.back_off import say_whole
 from dynamix.segmentation.boost import Boost, boosted, boosts
 from dynamix.segmentation.cells import Cell, Statistics
-from dynamix.segmentation.life import keep_restored
+from dynamix.segmentation.life import Stay, keep_restored
 from dynamix.segmentation.masks import Protection, Verdict, judge
 from dynamix.segmentation.quota import Quota, Spent, older, quotas
 from dynamix.segmentation.rules import global_verdicts, keep_everything, random_verdicts
@@ -31,10 +31,11 @@ def protection(config: Config, streams: Sequence[str]) -> Protection:
     return Protection(frozenset(name for name in streams if config.declaration(name).protected))
 
 
-def decide(config: Config, measured: Measured, watched: Watched) -> Decision:
+def decide(config: Config, measured: Measured, stays: Mapping[Cell, Stay]) -> Decision:
     """Verdicts, cuts and boosts under the configured rule; `random` drops as many tokens as the bound would, by hash.
 
-    Under the bound, what a watch brought back stays whole and is not lengthened.
+    Under the bound, cells of `stays` stay whole and are not lengthened: a watch brought them back, or a gate refused a
+    mask for them.
     """
     protected = protection(config, measured.streams)
     rule, statistics = config.mask.rule, measured.statistics
@@ -46,9 +47,11 @@ def decide(config: Config, measured: Measured, watched: Watched) -> Decision:
     if rule == "random":
         drawn = random_verdicts(verdicts, statistics, seed=config.mask.seed, protection=protected)
         return Decision(drawn, {}, "proposed")
-    verdicts = keep_restored(verdicts, watched.restored)
-    cuts = {c: q for c, q in _cuts(config, statistics, verdicts).items() if c not in watched.restored}
-    longer = _boosts(config, statistics, verdicts, cuts, never=watched.restored)
+    verdicts = keep_restored(verdicts, stays)
+    cuts = _cuts(config, statistics, verdicts)
+    verdicts = say_whole(verdicts, cuts, stays)
+    cuts = {cell: cut for cell, cut in cuts.items() if cell not in stays}
+    longer = _boosts(config, statistics, verdicts, cuts, never=stays.keys())
     return Decision(boosted(verdicts, longer), cuts, "proposed", longer)
 
 

@@ -44,12 +44,15 @@ from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.frames import held, table_frame
 from dynamix.jobs.heatmap import terminal
 from dynamix.jobs.kinds import kinded_sessions
-from dynamix.jobs.life import Noted, RowsOf, watch_published, write_watch
+from dynamix.jobs.life import RowsOf, watch_published, write_watch
+from dynamix.jobs.mask_audit import GATE_RULES, audit_rows, backed_off
 from dynamix.jobs.report_data import cells_from_rows
 from dynamix.jobs.sensitive import hidden_cells
+from dynamix.segmentation.cells import Cell
 from dynamix.segmentation.effects import Effect
 from dynamix.segmentation.given import Rates, fit_given
-from dynamix.segmentation.masks import Check, Verdict
+from dynamix.segmentation.life import Stay
+from dynamix.segmentation.masks import Verdict
 
 
 @dataclass(frozen=True)
@@ -83,22 +86,23 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     watched = watch_published(
         run, lambda rows: measure(run, "baseline", *segments, scan=Scan(rows, whole=True))[0].statistics
     )
-    proposed = decide(run.config, measured, watched)
+    stays: dict[Cell, Stay] = {**backed_off(run), **watched.restored}
+    proposed = decide(run.config, measured, stays)
     version = _version(run, measured, proposed)
     grid = _grid_rows(run, measured, proposed, version)
-    audit = _audit_rows(proposed, version, watched.fresh(run.run_date))
+    audit = audit_rows(proposed.verdicts, proposed.cuts, version, watched.fresh(run.run_date))
     if run.config.mask.rule != "global":
         control = one_mask(run.config, measured, "control")
         control_version = _version(run, measured, control)
         grid += _grid_rows(run, measured, control, control_version)
-        audit += _audit_rows(control, control_version)
+        audit += audit_rows(control.verdicts, control.cuts, control_version)
         result.facts["control_version"] = control_version
     _write_masks(run, grid, audit, result)
     write_watch(run, watched, result)
     if run.config.mask.rule == "bound":
         others = at_budgets(
             measured.statistics, run.config.mask, proposed.verdicts,
-            protection=protection(run.config, measured.streams), restored=watched.restored,
+            protection=protection(run.config, measured.streams), stays=stays,
         )  # fmt: skip
         store_budgets(run.folder, version, others)
     own = [row for row in grid if row["mask_version"] == version]
@@ -299,18 +303,6 @@ def _grid_rows(run: Run, measured: Measured, decision: Decision, version: str) -
     return rows
 
 
-def _audit_rows(decision: Decision, version: str, more: Sequence[Noted] = ()) -> list[dict[str, Any]]:
-    """One row a rule and cell; `older` is the loss of what a cut cell no longer keeps."""
-    checks = [(v.segment_id, v.stream, c) for v in decision.verdicts for c in v.checks]
-    checks += [(*cell, Check("older", cut.ucb, cut.budget, True)) for cell, cut in decision.cuts.items()]
-    checks += more
-    return [
-        {"mask_version": version, "segment_id": segment_id, "tier": TIER, "stream": stream, "rule": c.rule,
-         "value": float(c.value), "limit": float(c.limit), "passed": bool(c.passed)}
-        for segment_id, stream, c in checks
-    ]  # fmt: skip
-
-
 def _write_masks(
     run: Run, grid: list[dict[str, Any]], audit: list[dict[str, Any]], result: StepResult
 ) -> None:
@@ -336,4 +328,5 @@ def _write_masks(
     frame = table_frame(run.spark, MASKS, grid)
     result.tables["masks"] = run.warehouse.replace(run.spark, MASKS, frame, where=where)
     notes = table_frame(run.spark, MASK_AUDIT, audit)
+    where = f"{where} AND NOT ({GATE_RULES})"
     result.tables["mask_audit"] = run.warehouse.replace(run.spark, MASK_AUDIT, notes, where=where)

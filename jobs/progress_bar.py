@@ -65,14 +65,15 @@ def _draw(tracker: Any, out: TextIO, over: threading.Event) -> None:
             since = since or time.monotonic()
             done, total = (sum(getattr(i, name) for i in infos) for name in ("numCompletedTasks", "numTasks"))
             text = bar(done, total, seconds=time.monotonic() - since, stages=len(infos))
-            shown = _write(out, CLEAR + text)
+            _write(out, CLEAR + text)
+            shown = True
         elif shown:
-            since, shown = 0.0, not _write(out, CLEAR)
+            _write(out, CLEAR)
+            since, shown = 0.0, False
     if shown:
         _write(out, CLEAR)
 
 
-def _write(out: TextIO, text: str) -> bool:
+def _write(out: TextIO, text: str) -> None:
     out.write(text)
     out.flush()
-    return True

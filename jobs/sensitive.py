@@ -48,6 +48,7 @@ def hidden_names(data: ReportData, config: Config) -> ReportData:
         ),
         drift=data.drift and replace(data.drift, found=_hidden_checks(data.drift.found, shown)),
         watch=data.watch and replace(data.watch, checks=_hidden_checks(data.watch.checks, shown)),
+        evidence=data.evidence and replace(data.evidence, reason=_hidden(data.evidence.reason, shown)),
     )
 
 

@@ -19,6 +19,7 @@ from dynamix.features.conversions import longest_window_s
 from dynamix.jobs.arm_rows import ArmRows, build_arms, load_for, load_truth, set_status, stream_scales
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.life import obsolete
+from dynamix.jobs.mask_audit import write_gate
 from dynamix.jobs.registration import EVIDENCE, MODEL, Registration
 from dynamix.models.contest import (
     GLOBAL,
@@ -34,11 +35,10 @@ from dynamix.models.contest import (
     judge_mask,
     judge_ranker,
     mask_status,
-    segment_report,
     worth_of_segments,
 )
-from dynamix.models.evidence import Verdict, write_evidence
-from dynamix.models.opinion import second_opinion
+from dynamix.models.evidence import Check, Verdict, write_evidence
+from dynamix.models.opinion import CellPrice, held_against, second_opinion
 from dynamix.models.registry import (
     CHAMPION,
     RANKER,
@@ -67,6 +67,7 @@ class Decision:
     status: str  # of the masked arm's version; empty without one
     ranker: Verdict
     champion: Version | None
+    prices: list[CellPrice]  # of the cells, by the second opinion; empty without one
 
 
 def train(
@@ -105,14 +106,15 @@ def train(
     speed = _throughput(contest, run)
     tests = {name: arm.part("test", batch_size=4 * config.batch_size) for name, arm in contest.arms.items()}
     content = evidence(run, contest, decision, arms, speed, tests)
-    if config.stream_dropout:
-        content |= {"second_opinion": _second_opinion(run, contest, arms)}
     write_evidence(run.folder / EVIDENCE, content)
     _write_predictions(run, contest, tests)
     _save(run, decision.winner, arms)
     result = _result(contest, decision, arms, content)
-    if decision.status and arms.rows[MASKED][0]:
-        result.tables["masks"] = set_status(run, arms.rows[MASKED][0], decision.status, by_gate=True)
+    if decision.status and (version := arms.rows[MASKED][0]):
+        # before the status: a version that its gate retired has its reasons
+        noted = write_gate(run, version, decision.masks, head=contest.head)
+        result.tables |= {} if noted is None else {"mask_audit": noted}
+        result.tables["masks"] = set_status(run, version, decision.status, by_gate=True)
     registration = _registration(run, contest, decision, arms, speed)
     registration.store(run.folder)
     result.facts |= retired | _registered(run, registry, run.run_id, registration)
@@ -174,17 +176,22 @@ def _registered(run: Run, registry: Registry, run_id: str, registration: Registr
 def decide(
     run: Run, contest: Contest, registry: Registry, arms: ArmRows, champion: Version | None
 ) -> Decision:
-    """Both gates on validation rows: masked wins if its gate passes, else keep-all; then against the champion."""
+    """Both gates on validation rows: masked wins if its gate passes, else keep-all; then against the champion.
+
+    With `train.stream_dropout` the second opinion has its say on what the mask drops.
+    """
     config, budget = run.config.train, run.config.mask.ne_budget
+    prices = _second_opinion(run, contest) if config.stream_dropout else []
+    against = _against(run, contest, arms, prices) if MASKED in contest.arms else ()
     longer = MASKED in contest.arms and arms.boost_to(run, contest.arms[MASKED].mask_version) > 0
-    masks = judge_mask(contest, ne_budget=budget, config=config, boosted=longer)
+    masks = judge_mask(contest, ne_budget=budget, config=config, second_opinion=against, boosted=longer)
     status = mask_status(contest, masks) if masks else ""
     for head, verdict in masks.items():
         run.note(f"train: mask gate, {head}: {verdict.reason}")
     winner = contest.arms[MASKED if status == "published" else KEEP_ALL]
     p = None if champion is None else _champion_scores(run, registry, champion, contest, arms)
     ranker = judge_ranker(contest, winner, p, ne_budget=budget, config=config)
-    return Decision(winner, masks, status, ranker, champion)
+    return Decision(winner, masks, status, ranker, champion, prices)
 
 
 def _champion_scores(
@@ -225,7 +232,7 @@ def evidence(
         "baselines": {"validate": baseline_report(contest, contest.arms[KEEP_ALL].validate.rows),
                       "test": baseline_report(contest, tests[KEEP_ALL].rows)},
         "mask_gate": decision.masks, "ranker_gate": decision.ranker, "winner": decision.winner.name,
-        "segment_deltas": segment_report(contest, config=config), "pinned": {"training_rows": arms.table_version},
+        "pinned": {"training_rows": arms.table_version},
         "segment_version": arms.segment_version, "config_hash": run.config.digest(),
         "train_rows": len(contest.arms[KEEP_ALL].rows.select("train")),
         "epochs": len(contest.arms[KEEP_ALL].best().epochs),
@@ -240,6 +247,8 @@ def evidence(
             "rows": delta.rows, "positives": round(delta.positives), "decision": decision.status,
             "reason": decision.masks[head].reason,
         }  # fmt: skip
+    if config.stream_dropout:
+        content["second_opinion"] = _by_name(decision.prices, arms)
     worth = worth_of_segments(contest, config=config)
     if worth is not None:
         content |= {"worth_of_segments_pct": worth.delta_ne_pct, "worth_ci": [worth.low, worth.high]}
@@ -249,15 +258,30 @@ def evidence(
     return content | {"batch_seconds": {"intercept": a, "per_token": b, "batch_size": config.batch_size}}
 
 
-def _second_opinion(run: Run, contest: Contest, arms: ArmRows) -> list[dict[str, object]]:
-    """Prices of the cells by one more ranker, on keep-all rows; streams by name."""
+def _second_opinion(run: Run, contest: Contest) -> list[CellPrice]:
+    """Prices of the cells by one more ranker, on keep-all rows."""
     run.note("train: second opinion on the cells by a ranker with stream dropout")
-    keep_all, names = contest.arms[KEEP_ALL], {scale.stream_id: name for name, scale in arms.streams.items()}
-    prices = second_opinion(
+    keep_all = contest.arms[KEEP_ALL]
+    return second_opinion(
         keep_all.rows, contest.head, model_config=keep_all.best().model.config, config=run.config.train,
         progress=run.note, folder=run.folder,
     )  # fmt: skip
+
+
+def _by_name(prices: list[CellPrice], arms: ArmRows) -> list[dict[str, object]]:
+    names = {scale.stream_id: name for name, scale in arms.streams.items()}
     return [{**vars(price), "stream": names[price.stream_id]} for price in prices]
+
+
+def _against(run: Run, contest: Contest, arms: ArmRows, prices: list[CellPrice]) -> tuple[Check, ...]:
+    """The prices of what the masked arm drops, held against the budget of a cell."""
+    dropped = {
+        (cell.segment_id, arms.streams[cell.stream].stream_id): cell.stream
+        for cell in arms.cells[contest.arms[MASKED].mask_version]
+        if cell.quota == 0
+    }
+    rows = contest.arms[KEEP_ALL].validate.rows
+    return held_against(prices, dropped, rows, contest.head, delta=run.config.mask.delta)
 
 
 def _throughput(contest: Contest, run: Run) -> list[Throughput]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dynamix.contracts import DWELL_BIN_EDGES_S, N_DWELL_BINS, NO_DWELL_BIN, TIERS
 from dynamix.errors import GuardError
 from dynamix.features.quotas import HOLDOUT_PER_MILLE, NO_LIMIT
-from dynamix.models.hashing import spark_xxhash64
+from dynamix.models.hashing import is_held_out
 from dynamix.models.mask_reader import BOOSTED, CONTRACT, DAY_US, digest, micros
 from dynamix.models.segmenter import Segmenter
 from dynamix.models.serving import Preparation, apply
@@ -221,4 +221,4 @@ def _request(preparation: Preparation, rng: np.random.Generator, number: int) ->
 def _held_out() -> str:
     """The first made-up user of the hold-out."""
     users = (f"golden-user-{number}" for number in range(10_000))
-    return next(u for u in users if spark_xxhash64("holdout", u) % 1000 < HOLDOUT_PER_MILLE)
+    return next(u for u in users if is_held_out(u))

@@ -16,6 +16,7 @@ from dynamix.models.batch import EVENT_FIELDS
 from dynamix.models.boost_gate import gate_boosts
 from dynamix.models.dataset import JaggedRows
 from dynamix.models.evidence import (
+    Check,
     Delta,
     Scored,
     Verdict,
@@ -24,8 +25,8 @@ from dynamix.models.evidence import (
     gate_mask,
     gate_ranker,
     ne_interval,
-    segment_deltas,
 )
+from dynamix.models.floors import floors, groups_of
 from dynamix.models.launch import train_seeds
 from dynamix.models.metrics import Evaluation, evaluate, oracle_gap_closure
 from dynamix.models.spec import Spec
@@ -165,18 +166,25 @@ def hold(
 
 
 def judge_mask(
-    contest: Contest, *, ne_budget: float, config: TrainConfig, boosted: bool = False
-) -> dict[str, Verdict]:
-    """Mask gate of every head; empty without a masked arm. `boosted` masks go through `gate_boosts` for the main head."""
+    contest: Contest, *, ne_budget: float, config: TrainConfig, second_opinion: Sequence[Check] = (),
+    boosted: bool = False,
+) -> dict[str, Verdict]:  # fmt: skip
+    """Mask gate of every head with its floors, of the main one with the second opinion; empty without a masked arm.
+
+    `boosted` masks go through `gate_boosts` for the main head.
+    """
     if MASKED not in contest.arms:
         return {}
     masked, keep_all = contest.arms[MASKED].validate, contest.arms[KEEP_ALL].validate
-    found = {
-        head: gate_mask(
-            masked.scored(head), keep_all.scored(head), ne_budget=ne_budget, replicates=config.bootstrap
-        )
-        for head in contest.heads
-    }
+    found = {}
+    for head in contest.heads:
+        new, base = masked.scored(head), keep_all.scored(head)
+        groups = groups_of(masked.rows, np.isfinite(masked.rows.labels[head]))
+        found[head] = gate_mask(
+            new, base, ne_budget=ne_budget, replicates=config.bootstrap,
+            floors=floors(new, base, groups, ne_budget=ne_budget, replicates=config.bootstrap),
+            further=second_opinion if head == contest.head else (),
+        )  # fmt: skip
     return found | {contest.head: gate_boosts(found[contest.head])} if boosted else found
 
 
@@ -276,15 +284,3 @@ def baseline_report(contest: Contest, rows: JaggedRows) -> dict[str, object]:
         if truth is not None:
             found[f"{head}_oracle_gap_closure_logistic"] = oracle_gap_closure(truth, logistic)
     return found
-
-
-def segment_report(contest: Contest, *, config: TrainConfig) -> dict[str, Delta]:
-    """Masked against keep-all inside each segment with enough positives."""
-    if MASKED not in contest.arms:
-        return {}
-    masked, keep_all = contest.arms[MASKED].validate, contest.arms[KEEP_ALL].validate
-    known = np.isfinite(masked.rows.labels[contest.head])
-    return segment_deltas(
-        masked.scored(contest.head), keep_all.scored(contest.head), masked.rows.segment[known],
-        replicates=min(config.bootstrap, 200),
-    )  # fmt: skip

@@ -23,6 +23,8 @@ Z95, Z975, Z90_POWER = 1.6449, 1.9600, 1.2816
 UNRESOLVABLE_PCT = 2.0
 """A gate whose rows and seeds cannot resolve this change of NE decides nothing."""
 CALIBRATION = (0.99, 1.01)
+EVERY = "*"
+"""Tier or stream of a check that is not of one."""
 MIN_POSITIVES = 20
 
 
@@ -58,12 +60,54 @@ class Delta:
 
 @dataclass(frozen=True)
 class Check:
-    """One rule of a gate: passed iff value is within limit."""
+    """One rule of a gate: passed iff value is within limit.
+
+    `allowed` is the limit as a number, where it is one; a rule of one segment, tier or cell names it.
+    """
 
     rule: str
     value: float
     limit: str
     passed: bool
+    allowed: float | None = None
+    segment_id: int | None = None
+    tier: str = EVERY
+    stream: str = EVERY
+
+    def told(self) -> str:
+        """Rule, place, value and limit."""
+        place = "" if self.segment_id is None else f" of segment {self.segment_id}"
+        place += "" if self.stream == EVERY else f" × {self.stream}"
+        place += "" if self.tier == EVERY else f" of {self.tier} users"
+        return f"{self.rule}{place} {self.value:+.4f}, allowed {self.limit}"
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Change of NE inside one segment, or one tier over all segments, and the most that it may lose (docs/method.md A.7).
+
+    `delta` is None where the group has too few positives; `limit_pct` is in percent of NE, NaN without a delta.
+    """
+
+    segment_id: int | None
+    tier: str
+    positives: float
+    delta: Delta | None
+    limit_pct: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.tier} users" if self.segment_id is None else f"segment {self.segment_id}"
+
+    def check(self) -> Check:
+        """The upper bound of what the group loses, held against its limit; too few positives refuse nothing."""
+        if self.delta is None:
+            few = f"not measurable: {self.positives:.0f} positives, {MIN_POSITIVES} are the least"
+            return Check("floor", float("nan"), few, True, None, self.segment_id, self.tier)
+        upper, limit = self.delta.upper95, f"<= {self.limit_pct:.4f} %"
+        return Check(
+            "floor", upper, limit, upper <= self.limit_pct, self.limit_pct, self.segment_id, self.tier
+        )
 
 
 @dataclass(frozen=True)
@@ -75,6 +119,7 @@ class Verdict:
     reason: str
     delta: Delta
     checks: tuple[Check, ...] = field(default=())
+    floors: tuple[Floor, ...] = field(default=())
 
 
 def poisson_weights(users: NDArray[np.int64], replicate: int) -> Floats:
@@ -160,39 +205,58 @@ def calibration_interval(scored: Scored, *, replicates: int) -> tuple[float, flo
     return float(sums[:, 0].sum() / sums[:, 1].sum()), float(low), float(high)
 
 
-def gate_mask(masked: Scored, keep_all: Scored, *, ne_budget: float, replicates: int) -> Verdict:
+def gate_mask(
+    masked: Scored, keep_all: Scored, *, ne_budget: float, replicates: int, floors: Sequence[Floor] = (),
+    further: Sequence[Check] = (),
+) -> Verdict:  # fmt: skip
     """May the mask be published? Masked against keep-all on the same validation rows and seeds.
 
     Passes iff the one-sided upper 95 % bound of delta_ne_pct is within ε_gate = max(NE budget, what the rows
     and seeds can resolve), the arms' Σp agree within 1 %, 1 lies in the interval of the masked arm's Σp/Σy
-    unless it lies outside keep-all's too, and request-level GAUC is not worse than chance allows. Status:
-    `published`, `proposed` (rows cannot tell) or `retired` (shown to harm).
+    unless it lies outside keep-all's too, request-level GAUC is not worse than chance allows, no segment or tier falls
+    below its floor (models/floors.py), and the `further` checks hold. Status: `published`, `proposed` (rows cannot
+    tell) or `retired` (shown to harm, all users together, in a group, or by a further check).
     """
     delta = compare(masked, keep_all, replicates=replicates)
     gate_pct = max(100 * ne_budget, delta.resolvable_pct)
+    shown = (*(floor.check() for floor in floors), *further)
     checks = (
-        Check("ne", delta.upper95, f"<= {gate_pct:.4f} %", delta.upper95 <= gate_pct),
+        Check("ne", delta.upper95, f"<= {gate_pct:.4f} %", delta.upper95 <= gate_pct, gate_pct),
         _same_total(masked, keep_all),
         _calibrated(masked, keep_all, replicates),
         _gauc_check(masked, keep_all, replicates),
+        *shown,
     )
     too_small = (
         delta.resolvable_pct > max(UNRESOLVABLE_PCT, 100 * ne_budget) or delta.positives < MIN_POSITIVES
     )
     passed = all(check.passed for check in checks) and not too_small
-    failed = [c.rule for c in checks if not c.passed]
     numbers = (
         f"delta_ne_pct {delta.delta_ne_pct:+.4f} [{delta.low:+.4f}, {delta.high:+.4f}] on {delta.rows} rows, "
         f"{delta.positives:.0f} positives, gate {gate_pct:.4f} %"
     )
+    numbers += _floors_told(floors)
     shown_harm = delta.low > 100 * ne_budget and delta.positives >= MIN_POSITIVES
+    shown_harm |= any(not check.passed for check in shown)
     if too_small and not shown_harm:
-        return Verdict(False, "proposed", f"proposed (unresolvable): {numbers}", delta, checks)
-    if passed:
-        return Verdict(
-            True, "published", f"published (resolved to {gate_pct:.3f} %): {numbers}", delta, checks
-        )
-    return Verdict(False, "retired", f"retired ({', '.join(failed)} failed): {numbers}", delta, checks)
+        status, why = "proposed", "unresolvable"
+    elif passed:
+        status, why = "published", f"resolved to {gate_pct:.3f} %"
+    else:
+        status, why = "retired", "; ".join(c.told() for c in checks if not c.passed)
+    return Verdict(passed, status, f"{status} ({why}): {numbers}", delta, checks, tuple(floors))
+
+
+def _floors_told(floors: Sequence[Floor]) -> str:
+    """How many groups hold their floor, and which have too few positives for one; empty without groups."""
+    measured = [f for f in floors if f.delta is not None]
+    unknown = [f.name for f in floors if f.delta is None]
+    text = (
+        f", floors hold in {sum(f.check().passed for f in measured)} of {len(measured)} groups"
+        if measured
+        else ""
+    )
+    return text + (f", not measurable: {', '.join(unknown)}" if unknown else "")
 
 
 def gate_ranker(
@@ -225,7 +289,9 @@ def gate_ranker(
 def _same_total(new: Scored, base: Scored) -> Check:
     ratio = float(new.p.mean(0).sum() / max(base.p.mean(0).sum(), 1e-300))
     low, high = CALIBRATION
-    return Check("calibration ratio", ratio, f"{low}..{high}", low <= ratio <= high)
+    return Check(
+        "calibration ratio", ratio, f"{low}..{high}", low <= ratio <= high, low if ratio < 1 else high
+    )
 
 
 def _calibrated(new: Scored, base: Scored, replicates: int) -> Check:
@@ -237,7 +303,10 @@ def _calibrated(new: Scored, base: Scored, replicates: int) -> Check:
 
 
 def _gauc_check(new: Scored, base: Scored, replicates: int) -> Check:
-    """Non-inferior request-level AUC: the upper 95 % bound of the loss is within what users resolve."""
+    """Non-inferior request-level AUC: the upper 95 % bound of the loss is within what users resolve.
+
+    The value is the change of GAUC, the limit that bound solved for it.
+    """
     if new.request is None or not (new.request != 0).any():
         return Check("gauc", float("nan"), "no requests", True)
     new_area, groups = gauc(new.y, new.p.mean(0), new.request)
@@ -246,8 +315,8 @@ def _gauc_check(new: Scored, base: Scored, replicates: int) -> Check:
         return Check("gauc", float("nan"), "no request holds both classes", True)
     se = _gauc_se(new, base, min(replicates, 200))
     loss = base_area - new_area
-    limit = max(0.001, (Z95 + Z90_POWER) * se)
-    return Check("gauc", -loss, f"loss + 1.645 se <= {limit:.5f}", loss + Z95 * se <= limit)
+    most = max(0.001, (Z95 + Z90_POWER) * se) - Z95 * se
+    return Check("gauc", -loss, f">= {-most:+.5f}", loss <= most, -most)
 
 
 def _gauc_se(new: Scored, base: Scored, replicates: int) -> float:
@@ -280,19 +349,8 @@ def _first_row(request: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[n
     return order[np.searchsorted(request[order], keys)]
 
 
-def segment_deltas(
-    new: Scored, base: Scored, segment: NDArray[np.int64], *, replicates: int
-) -> dict[str, Delta]:
-    """Delta inside each segment that has at least MIN_POSITIVES positives."""
-    found = {}
-    for g in np.unique(segment):
-        at = segment == g
-        if new.y[at].sum() >= MIN_POSITIVES:
-            found[str(int(g))] = compare(_rows(new, at), _rows(base, at), replicates=replicates)
-    return found
-
-
-def _rows(scored: Scored, at: NDArray[np.bool_]) -> Scored:
+def rows_of(scored: Scored, at: NDArray[np.bool_]) -> Scored:
+    """The same predictions on the rows where `at` (R,) is True."""
     weight = None if scored.weight is None else scored.weight[at]
     request = None if scored.request is None else scored.request[at]
     return Scored(scored.p[:, at], scored.y[at], scored.user[at], request, weight)

@@ -8,6 +8,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pandas.util import hash_array
 
+from dynamix.features.quotas import HOLDOUT_PER_MILLE
+
 NONE = np.int64(0)
 """Hash of a missing id; a present id never hashes to it."""
 _KEY = "dynamix-ebf-0001"
@@ -55,6 +57,11 @@ def spark_xxhash64(*texts: str) -> int:
     for text in texts:
         seed = _xxh64(text.encode(), seed)
     return seed - (1 << 64) if seed >> 63 else seed
+
+
+def is_held_out(user: str) -> bool:
+    """Whether the user keeps everything under every mask: the rule of features/training.py, `holdout_users`."""
+    return spark_xxhash64("holdout", user) % 1000 < HOLDOUT_PER_MILLE
 
 
 def _rotate(x: int, bits: int) -> int:

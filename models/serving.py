@@ -20,12 +20,12 @@ from dynamix.contracts import COLD_SEGMENT, DWELL_BIN_EDGES_S, NO_DWELL_BIN, TIE
 from dynamix.declarations import base_stream
 from dynamix.errors import InputError
 from dynamix.features.calendar import DAY_US
-from dynamix.features.quotas import HOLDOUT_PER_MILLE, BaseQuota, limits_of, quota_table
+from dynamix.features.quotas import BaseQuota, limits_of, quota_table
 from dynamix.models.batch import stream_rank
 from dynamix.models.carried import CARRIED, Carried
 from dynamix.models.dataset import JaggedRows, rows_from_table
 from dynamix.models.dwells import DWELL, DwellRule, Logged, settle
-from dynamix.models.hashing import spark_xxhash64
+from dynamix.models.hashing import is_held_out
 from dynamix.models.segmenter import Past, Segmenter, assign, recent_events, stored_segmenter
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def apply(requests: pa.Table, preparation: Preparation) -> Applied:
     habits = np.array([preparation.habits.get(u, 0.0) for u in users], np.float64)
     events = _flatten(requests["events"], preparation, now=now, habits=habits)
     segment, tier = _segments(requests, events, now, preparation)
-    holdout = np.array([spark_xxhash64("holdout", u) % 1000 < HOLDOUT_PER_MILLE for u in users], bool)
+    holdout = np.array([is_held_out(u) for u in users], bool)
     return Applied(now, segment, tier, holdout, _history(events, now, segment, tier, holdout, preparation))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import reduce
 from operator import add
+from typing import Protocol
 
 from dynamix.config import MaskConfig
 from dynamix.features.relevance import CellSums
@@ -209,11 +210,18 @@ def restorations(found: Watch, *, day: date, days: int) -> dict[Cell, Restoratio
     }
 
 
-def keep_restored(verdicts: Sequence[Verdict], restored: Mapping[Cell, Restoration]) -> list[Verdict]:
-    """The same verdicts, but a drop of a restored cell is a keep that says so."""
+class Stay(Protocol):
+    """Why a cell stays for a while whatever the statistics say."""
+
+    def sentence(self) -> str:
+        """The same words whenever they are asked for."""
+
+
+def keep_restored(verdicts: Sequence[Verdict], stays: Mapping[Cell, Stay]) -> list[Verdict]:
+    """The same verdicts, but a drop of a cell that stays is a keep that says so."""
     return [
         replace(v, verdict="keep", reason=f"{kept.sentence()}; by the statistics: {v.reason}")
-        if v.verdict == "drop" and (kept := restored.get((v.segment_id, v.stream))) is not None
+        if v.verdict == "drop" and (kept := stays.get((v.segment_id, v.stream))) is not None
         else v
         for v in verdicts
     ]

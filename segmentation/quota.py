@@ -94,6 +94,8 @@ class Quota:
     budget: float
     """Upper bound of the loss and what a cell may cost, fractions of H."""
     reason: str
+    an_impression: float = 0.0
+    """Kept events that go, of an impression of the segment."""
 
 
 def tail(sums: RecencySums, kept: int) -> Tail:
@@ -224,5 +226,5 @@ def _say(statistics: Statistics, cell: Cell, kept: int, config: MaskConfig) -> Q
     return Quota(
         cell[0], cell[1], EDGES[kept - 1], found.tokens, found.ucb, cell_budget(_rate(sums), config.delta),
         f"its newest {EDGES[kept - 1]}: older ones, {found.tokens / sums.n:.2f} an impression, explain at most "
-        f"{100 * found.ucb:.3f} % of H",
+        f"{100 * found.ucb:.3f} % of H", found.tokens / sums.n,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dynamix.models.kernels.form import HIDDEN, Form, Keys
-from dynamix.models.kernels.layout import BLOCK_SCORES, Block, Layout
+from dynamix.models.kernels.layout import BLOCK_SCORES, Block, Layout, spare
 
 LEAST_TILE = 16
 """Queries that one pass over the keys of a long row serves at least."""
@@ -107,8 +107,8 @@ class _Work:
     def backward(self, grad: Tensor, *, with_bias: bool) -> tuple[Tensor | None, ...]:
         """Gradients of q, k, v and bias from that of the output."""
         dq = self._target(self.q.shape[-1:])
-        dk, dv = _spare(self.k), _spare(self.v)
-        dbias = _spare(self.k[:, :, 0]) if with_bias else None
+        dk, dv = spare(self.k), spare(self.v)
+        dbias = spare(self.k[:, :, 0]) if with_bias else None
         for held in self._blocks():
             block, do = held.block, self._read_grad(held.block, grad)
             parts, sums = [], _Sums()
@@ -235,8 +235,3 @@ class _Sums:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def _spare(like: Tensor) -> Tensor:
-    """Room shaped as (N, H, …) with one more event, which takes the padding."""
-    return like.new_empty(like.shape[0] + 1, *like.shape[1:])

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dynamix.models.kernels.form import Form, Keys
-from dynamix.models.kernels.layout import Block, Layout
+from dynamix.models.kernels.layout import Block, Layout, spare
 
 
 def fits(q: Tensor, v: Tensor, keys: Keys, form: Form) -> bool:
@@ -33,7 +33,7 @@ class _Flash(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, form: Form
     ) -> tuple[Tensor, Tensor]:
-        out, lse = _spare(q), _spare(q[:, :, 0])
+        out, lse = spare(q), spare(q[:, :, 0])
         for block in layout.blocks:
             own = [_read(block, x) for x in (q, k, v)]
             found, logs = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -52,7 +52,7 @@ class _Flash(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         form: Form = ctx.form
-        grads = [_spare(x) for x in (q, k, v)]
+        grads = [spare(x) for x in (q, k, v)]
         for block in ctx.layout.blocks:
             own = [_read(block, x) for x in (grad, q, k, v, out, lse)]
             if (
@@ -78,8 +78,3 @@ def _hidden(block: Block, like: Tensor, form: Form) -> Tensor | None:
         return None
     empty = block.padding.view(len(block.rows), block.heads, block.length)[:, 0]
     return like.new_zeros(empty.shape).masked_fill(empty, -torch.inf)[:, None, None]
-
-
-def _spare(like: Tensor) -> Tensor:
-    """Room shaped as (N, H, …) with one more event, which takes the padding."""
-    return like.new_empty(like.shape[0] + 1, *like.shape[1:])

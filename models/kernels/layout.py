@@ -127,6 +127,11 @@ class Layout:
         return cls(at[-1], len(at) - 1, blocks)
 
 
+def spare(like: Tensor) -> Tensor:
+    """Room shaped as (N, H, …) with one more event, which takes the padding."""
+    return like.new_empty(like.shape[0] + 1, *like.shape[1:])
+
+
 def _groups(falling: Sequence[int], heads: int) -> Iterator[tuple[int, int]]:
     """(first, end) of the blocks over lengths in falling order."""
     first, wasted = 0, 0

@@ -181,7 +181,7 @@ class TrainConfig(Section):
         0.0,
         ge=0,
         lt=1,
-        description="chance that a step leaves a cell out, in one more ranker that prices cells",
+        description="chance that a step leaves a cell out, in one more ranker that prices cells for the gate",
     )
     seeds: tuple[int, ...] = Field((0,), description="one training of every arm each")
     threads: int = Field(2, ge=1, description="of torch, in each process; equal numbers give equal weights")

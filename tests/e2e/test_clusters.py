@@ -22,10 +22,9 @@ import pandas as pd
 import pytest
 from clusters import Cluster, clean_environment, conf_folder, connect_server, standalone_cluster
 from cycles import open_world
-from faults.two_days import DAYS, SETTINGS, USERS, contents, run_command
+from faults.two_days import SETTINGS, contents, run_command, simulated
 from pyspark.sql import SparkSession
 
-from dynamix.features.simulate import simulate
 from dynamix.jobs.doctor import CLIENT
 from dynamix.jobs.jars import resolve_jars
 from dynamix.jobs.run import run_all
@@ -42,9 +41,7 @@ Line = Callable[[str], None]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("clusters") / "world"
-    simulate(out, preset="S0", users=USERS, days=DAYS, seed=3)
-    return out
+    return simulated(tmp_path_factory.mktemp("clusters") / "world")
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 from cycles import open_world
-from faults.two_days import DAYS, SETTINGS, USERS, counted_hash, run_command
+from faults.two_days import SETTINGS, counted_hash, run_command, simulated
 from pyspark.sql import SparkSession
 
 from dynamix.contracts import RUN_LOG, TABLES
 from dynamix.features.named_tables import Schema, open_schema
-from dynamix.features.simulate import simulate
 from dynamix.features.tables import Warehouse
 from dynamix.jobs.cli import main
 from dynamix.jobs.run import run_all
@@ -29,9 +28,7 @@ NAME = "spark_catalog.ads"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("named") / "world"
-    simulate(out, preset="S0", users=USERS, days=DAYS, seed=3)
-    return out
+    return simulated(tmp_path_factory.mktemp("named") / "world")
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,8 @@ COMMITS = {
     "segment": ("segments", "segment_registry", f"alias {SEGMENTER}@challenger"),
     "mask": ("cell_stats", "masks", "mask_audit", "mask_audit#2"),
     "train": (
-        "training_rows", "training_rows#2", "masks", "masks#2", f"alias {RANKER}@challenger", f"alias {RANKER}@champion",
+        "training_rows", "training_rows#2", "mask_audit", "masks", "masks#2", f"alias {RANKER}@challenger",
+        f"alias {RANKER}@champion",
     ),
     "score": ("scores",),
 }  # fmt: skip

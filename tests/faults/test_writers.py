@@ -6,9 +6,7 @@ with a Spark of its own, commits.
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from delta.tables import DeltaTable
+from disks import fill, mounted
 from faults.points import observed
 from faults.processes import Served, served
 from faults.things import THING, stored, things, write
@@ -246,18 +245,8 @@ def test_fault_28_readers_of_a_version_keep_it(spark: SparkSession, tmp_path: Pa
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(place)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if made.returncode:
-        pytest.skip(f"no small disk can be mounted here ({made.stderr.strip()}): nothing is proven")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with mounted(tmp_path / "small", megabytes=2) as place:
+        yield place
 
 
 def test_fault_29_a_full_disk_is_said_the_table_stays_and_the_rerun_works(
@@ -265,8 +254,7 @@ def test_fault_29_a_full_disk_is_said_the_table_stays_and_the_rerun_works(
 ) -> None:
     warehouse = Warehouse(small_disk / "W")
     version = write(spark, warehouse, [("a", 1, 1.0)])
-    filler = small_disk / "filler"
-    filler.write_bytes(bytes(_free(small_disk) - 30_000))
+    filler = fill(small_disk, leave=30_000)
     many = spark.range(100_000).select(
         F.lit("a").alias("day"), F.col("id").cast("int"), F.rand(1).alias("size")
     )
@@ -278,11 +266,6 @@ def test_fault_29_a_full_disk_is_said_the_table_stays_and_the_rerun_works(
     assert (warehouse.version(spark, THING.name), stored(spark, warehouse)) == (version, [("a", 1)])
     warehouse.replace(spark, THING, many.limit(500), where="day = 'a'")
     assert len(stored(spark, warehouse)) == 500
-
-
-def _free(place: Path) -> int:
-    found = os.statvfs(place)
-    return found.f_bavail * found.f_frsize
 
 
 def test_fault_29_a_killed_worker_ends_the_write_and_the_rerun_works(

@@ -45,14 +45,19 @@ class Cycle:
         return self.bases[[*STEPS, "end"][list(STEPS).index(step) + 1]]
 
 
+def simulated(out: Path) -> Path:
+    """The small world."""
+    simulate(out, preset="S0", users=USERS, days=DAYS, seed=3)
+    return out
+
+
 def deliveries(folder: Path) -> tuple[Path, Path]:
     """(world as of the last day but one, the same with the last day): its rows come in a file of their own.
 
     Of both a row without a user goes to quarantine, and one of two payloads under one id; the second delivery also brings
     another payload for an event of the first.
     """
-    whole, first, second = folder / "whole", folder / "first", folder / "second"
-    simulate(whole, preset="S0", users=USERS, days=DAYS, seed=3)
+    whole, first, second = simulated(folder / "whole"), folder / "first", folder / "second"
     events = pads.dataset(whole / "events", format="parquet").to_table()
     happened, told = events["event_ts"], events["ingest_ts"]
     seen = pc.if_else(pc.less(happened, told), told, happened)

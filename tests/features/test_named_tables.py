@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from pyspark.sql import DataFrame, SparkSession
+from faults.things import THING, stored, things
+from pyspark.sql import SparkSession
 
-from dynamix.contracts import Column, Table
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError, InputError
 from dynamix.features.named_tables import Schema, open_schema
 from dynamix.features.sql_text import is_schema_name
@@ -20,16 +20,6 @@ from dynamix.features.tables import Warehouse
 pytestmark = pytest.mark.spark
 
 NAME = "spark_catalog.named_ads"
-THING = Table(
-    "streams",
-    key=("day", "id"),
-    partition_by=("day",),
-    columns=(
-        Column("day", "string", nullable=False),
-        Column("id", "int", nullable=False),
-        Column("size", "double", check="size >= 0"),
-    ),
-)
 
 
 @pytest.fixture
@@ -37,14 +27,6 @@ def place(spark: SparkSession, tmp_path: Path) -> Iterator[Schema]:
     spark.sql(f"CREATE SCHEMA `spark_catalog`.`named_ads` LOCATION '{tmp_path.as_uri()}'")
     yield open_schema(spark, NAME)
     spark.sql("DROP SCHEMA `spark_catalog`.`named_ads` CASCADE")
-
-
-def things(spark: SparkSession, *rows: tuple[str, int, float]) -> DataFrame:
-    return spark.createDataFrame(list(rows), "day string, id int, size double")
-
-
-def stored(spark: SparkSession, place: Warehouse, version: int | None = None) -> list[tuple[str, int]]:
-    return sorted((r["day"], r["id"]) for r in place.read(spark, THING.name, version=version).collect())
 
 
 def test_a_range_is_replaced_pinned_versions_stay_and_the_name_answers_in_sql(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from delta.tables import DeltaTable
-from pyspark.sql import DataFrame, SparkSession
+from faults.things import THING, stored, things
+from pyspark.sql import SparkSession
 
 from dynamix.contracts import Column, Table
 from dynamix.errors import ConfigError, EnvironmentTrouble, GuardError, InputError
@@ -18,26 +19,6 @@ from dynamix.features.sql_text import create_table
 from dynamix.features.tables import Warehouse
 
 pytestmark = pytest.mark.spark
-
-THING = Table(
-    "streams",  # a name that the warehouse knows the writer of
-    key=("day", "id"),
-    partition_by=("day",),
-    columns=(
-        Column("day", "string", nullable=False),
-        Column("id", "int", nullable=False),
-        Column("size", "double", check="size >= 0"),
-    ),
-)
-
-
-def things(spark: SparkSession, *rows: tuple[str, int, float]) -> DataFrame:
-    return spark.createDataFrame(list(rows), "day string, id int, size double")
-
-
-def stored(spark: SparkSession, warehouse: Warehouse, version: int | None = None) -> list[tuple[str, int]]:
-    frame = warehouse.read(spark, THING.name, version=version)
-    return sorted((r["day"], r["id"]) for r in frame.collect())
 
 
 def test_a_range_is_replaced_and_the_rest_stays(spark: SparkSession, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def found(restored: dict[tuple[int, str], Restoration] | None = None) -> list[At
     sums = statistics(plan)
     protection = Protection()
     own = judge(sums, CONFIG, protection=protection)
-    return at_budgets(sums, CONFIG, own, protection=protection, restored=restored or {})
+    return at_budgets(sums, CONFIG, own, protection=protection, stays=restored or {})
 
 
 def test_a_larger_budget_drops_at_least_as_much_and_the_own_one_is_the_mask() -> None:

@@ -10,6 +10,7 @@ from pyspark.sql import SparkSession
 from dynamix.config import load_config
 from dynamix.jobs.arm_rows import stream_scales
 from dynamix.jobs.drift_data import Compared, Drift, Watch
+from dynamix.jobs.evidence_data import parse_evidence
 from dynamix.jobs.heatmap import terminal
 from dynamix.jobs.report import render
 from dynamix.jobs.report_data import AtBudget, Bin, Cell, Channel, Curve, ReportData, SegmentInfo
@@ -46,6 +47,7 @@ def test_no_part_of_a_report_names_a_sensitive_stream() -> None:
         watch=Watch(
             "", "", "", (Compared("psi", "health/click", 1.0, 2.0, False, "psi of health/click"),), ()
         ),
+        evidence=parse_evidence({"reason": "retired (second opinion of segment 1 × health/view +0.4)"}),
     )
     hidden = hidden_names(data, CONFIG)
     assert "health" in repr(data) and "health" not in repr(hidden)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from disks import fill, mounted
 
 from dynamix.config import TrainConfig
 from dynamix.errors import EnvironmentTrouble
@@ -113,20 +112,9 @@ def test_none_is_written_before_its_time_nor_with_plugins(world: JaggedRows, tmp
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of a megabyte with a few bytes left."""
-    place = tmp_path / "small"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        pytest.skip(f"no small disk can be mounted here ({done.stderr.strip()}): nothing is proven")
-    free = os.statvfs(place)
-    (place / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - 8_192))
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with mounted(tmp_path / "small", megabytes=1) as place:
+        fill(place, leave=8_192)
+        yield place
 
 
 def test_a_full_disk_costs_the_checkpoint_and_a_model_that_cannot_be_written_is_exit_5(

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynamix.config import Config, TrainConfig
 from dynamix.errors import ConfigError, GuardError
-from dynamix.jobs.train import _second_opinion
+from dynamix.jobs.train import _by_name, _second_opinion
 from dynamix.models.batch import RankBatch
 from dynamix.models.contest import hold, scored_rows
 from dynamix.models.dataset import JaggedRows, rows_from_table
@@ -304,7 +304,7 @@ def test_a_training_job_writes_the_prices_by_stream_name(world: JaggedRows) -> N
     said: list[str] = []
     run: Any = SimpleNamespace(config=config, note=said.append, folder=None)
     arms: Any = SimpleNamespace(streams={f"feed/{i}": StreamScale(i, None, None) for i in range(4)})
-    found = _second_opinion(run, contest, arms)
+    found = _by_name(_second_opinion(run, contest), arms)
     assert {(p["segment_id"], p["stream"]) for p in found} == {
         (g, f"feed/{f}") for g in range(3) for f in range(4)
     }
