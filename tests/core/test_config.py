@@ -96,3 +96,9 @@ def test_an_unknown_key_is_refused_with_the_keys_that_stand_beside_it(setting: s
     with pytest.raises(ConfigError, match="unknown config key") as refused:
         load_config(settings=[setting])
     assert allowed in refused.value.message.split("allowed here: ")[1].split(", ")
+
+
+def test_a_control_is_of_the_mixture_alone() -> None:
+    with pytest.raises(ConfigError, match="control shuffled is a control of the method mix, not of neural"):
+        load_config(settings=["segmentation.method=neural", "segmentation.control=shuffled"])
+    assert load_config(settings=["segmentation.method=paper2"]).segmentation.method == "paper2"
