@@ -67,10 +67,7 @@ def segment(run: Run, *, tracking_uri: str = "") -> StepResult:
     listed = {int(r["stream_id"]): str(r["stream"]) for r in streams.select("stream_id", "stream").collect()}
     unnamed = {number for number, stream in listed.items() if run.config.declaration(stream).sensitive}
     listed |= {number: f"stream {number}" for number in unnamed}
-    stats = run.warehouse.read(run.spark, "user_stats").where(
-        F.col("baseline_version") == calendar.baseline_version
-    )
-    inputs = FitInputs(events, streams, stats, calendar, 1 + max(listed))
+    inputs = FitInputs(events, streams, calendar, 1 + max(listed))
     settled, rows = _settle(run, inputs, counts, listed, result)
     tree = _tree(run, settled, calendar)
     if settled.fitted.segmenter.name != PLAIN:  # before any row names the version
@@ -247,6 +244,11 @@ def _count(rows: DataFrame, settled: Settled, named: dict[int, str], result: Ste
         "segments": "; ".join(f"{i} {named[i]}: {users.get(i, 0)} users" for i in sorted(named)),
         "segmenter": settled.fitted.reason,
     }
+    if settled.fitted.k > 1 and users.get(COLD_SEGMENT, 0) == total:
+        result.warnings.append(
+            f"all users stay in segment 0: no posterior of {settled.fitted.k} segments reaches segmentation.confidence="
+            f"{settled.rule.confidence} with segmentation.min_events={settled.rule.min_events} usable events"
+        )
     if settled.fitted.k == 1 and settled.rule.control == "none":
         result.warnings.append(f"one segment only: {settled.fitted.reason}")
 

@@ -35,11 +35,10 @@ EVIDENCE_VALUES = 40_000_000
 
 @dataclass(frozen=True)
 class FitInputs:
-    """Tables of one cycle: events as seen, `streams`, `user_stats` of its baseline, and its calendar."""
+    """Of one cycle: events as seen, `streams`, the calendar, and the number of stream ids."""
 
     events: DataFrame
     streams: DataFrame
-    stats: DataFrame
     calendar: Calendar
     n_streams: int
 
@@ -50,10 +49,11 @@ def fit_on_driver(run: Run, given: FitInputs, result: StepResult) -> tuple[Outco
     GuardError (exit 4) where no user has an event in the segmenter's input window; EnvironmentTrouble (exit 5) where a
     GPU is asked for and there is none.
     """
-    config = run.config.segmentation
-    frame = held(
-        user_events(given.events, given.streams, given.stats, config=run.config, calendar=given.calendar)
+    config, recipe = run.config.segmentation, _recipe(run.config)
+    stats = run.warehouse.read(run.spark, "user_stats").where(
+        F.col("baseline_version") == given.calendar.baseline_version
     )
+    frame = held(user_events(given.events, given.streams, stats, config=run.config, calendar=given.calendar))
     chosen = held(fit_users(frame, at_most=config.fit_users))
     rows = chosen.toArrow()
     if rows.num_rows:
@@ -62,12 +62,12 @@ def fit_on_driver(run: Run, given: FitInputs, result: StepResult) -> tuple[Outco
         raise GuardError(
             "segment: no user has a usable event in the segmenter's input window; ingest more days"
         )
-    evidence, seen = _evidence(run, given, chosen.select("user_id"), inputs, result)
+    evidence, seen = _evidence(run, given, stats, chosen.select("user_id"), inputs, result)
     cap = " (segmentation.fit_users)" if inputs.n_users == config.fit_users else ""
     run.note(
         f"segment: {config.method} on {len(inputs.stream):,} events of {inputs.n_users:,} users{cap}; evidence {seen}"
     )
-    fitted = _recipe(run.config).fit(inputs, evidence)
+    fitted = recipe.fit(inputs, evidence)
     found = outcome_in_memory(fitted, inputs, config=config, evidence=seen)
     run.note(f"segment: {found.reason}")
     doubt = doubts(found, config)
@@ -92,7 +92,7 @@ def _recipe(config: Config) -> Segmenter:
 
 
 def _evidence(
-    run: Run, given: FitInputs, users: DataFrame, inputs: Jagged, result: StepResult
+    run: Run, given: FitInputs, stats: DataFrame, users: DataFrame, inputs: Jagged, result: StepResult
 ) -> tuple[Evidence | None, str]:
     """Labelled impressions of the evidence window whose labels are final before the input window, and what they are.
 
@@ -109,7 +109,7 @@ def _evidence(
     order = F.xxhash64(F.lit("evidence"), F.col("event_id"))
     rows = rows.orderBy(order, "event_id").limit(max(1, EVIDENCE_VALUES // given.n_streams))
     own = segmenter_streams(given.streams, config=run.config)
-    history = scaled_events(given.events, own, given.stats, run.config)
+    history = scaled_events(given.events, own, stats, run.config)
     table = dwell_exposures(
         history, rows, history=run.config.history, n_streams=given.n_streams,
         run_date_us=since_1970(midnight(run.run_date)),

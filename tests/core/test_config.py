@@ -109,3 +109,9 @@ def test_options_of_boosts_name_nothing_anew_where_none_is_asked_for() -> None:
 def test_a_boost_is_longer_than_the_history(boost_to: int) -> None:
     with pytest.raises(ConfigError, match=r"allowed: 0 \(no boosts\), or more than history.per_stream, 50"):
         load_config(settings=[f"mask.boost_to={boost_to}"])
+
+
+def test_a_control_is_of_the_mixture_alone() -> None:
+    with pytest.raises(ConfigError, match="control shuffled is a control of the method mix, not of neural"):
+        load_config(settings=["segmentation.method=neural", "segmentation.control=shuffled"])
+    assert load_config(settings=["segmentation.method=paper2"]).segmentation.method == "paper2"
