@@ -195,7 +195,8 @@ def main(
     for name in presets:
         if name not in GATES:
             raise ConfigError.unknown_version("preset with gates", name, list(GATES))
-    config = world_config(*settings).mask
+    whole = world_config(*settings)
+    config = whole.mask
     print(
         f"{users:,} users, {DAYS} days, true segments, delta {config.delta:g}, budget {config.ne_budget:.2%}"
     )
@@ -207,9 +208,7 @@ def main(
             start = perf_counter()
             variants = [SOUND, *(v for v in BROKEN if v.world == preset)]
             truth = preset in PLANTED
-            found = sample(
-                preset, seed=seed, users=users, variants=variants, truth=truth, boost_to=config.boost_to
-            )
+            found = sample(preset, seed=seed, users=users, variants=variants, truth=truth, config=whole)
             for variant in variants:
                 m = measured(found, variant, config)
                 results = [gate(m) for gate in GATES[preset]]

@@ -24,7 +24,7 @@ from benchmarks.gates_world import (
     planted_logits,
     world_config,
 )
-from dynamix.config import MaskConfig
+from dynamix.config import Config, MaskConfig
 from dynamix.features import sim_world as W
 from dynamix.features.simulate import draw_in
 from dynamix.segmentation import effects
@@ -48,7 +48,7 @@ LEAST_POSITIVES = 50
 class Sample:
     """One world: sums by variant, those of the planted exposure and p (None where not asked for), planted rows.
 
-    told: what histories without a planted bug tell of the planted effects.
+    told: what histories without a planted bug tell of the planted effects; base: newest events of a stream kept in them.
     """
 
     world: W.World
@@ -58,6 +58,7 @@ class Sample:
     planted: Sums | None
     rows: PlantedRows
     told: Told
+    base: int
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,15 @@ class Measured:
 
 def sample(
     preset: str, *, seed: int, users: int, variants: Sequence[Variant] = (SOUND,), truth: bool = True,
-    boost_to: int = 0,
+    config: Config | None = None,
 ) -> Sample:  # fmt: skip
     """One world of the preset, drawn and summed CHUNK_USERS users at a time.
 
     Chunks are users of the same world; mean p, the scale of exposures and the prediction without history are each
-    chunk's own. `truth`: with the sums of what is planted, which cells that act are held against. `boost_to`: histories
-    are collected so far.
+    chunk's own. `truth`: with the sums of what is planted, which cells that act are held against. `config`: of the
+    histories, by default that of a world.
     """
+    config = config or world_config()
     world = W.draw_world(W.preset_named(preset), np.random.default_rng([seed, 0]))
     sums: dict[str, Sums] = {}
     planted: Sums | None = None
@@ -144,7 +146,7 @@ def sample(
         key = (seed, chunk) if chunk else (seed,)
         n = min(CHUNK_USERS, users - first)
         drawn = draw_in(world, users=n, days=DAYS, start=START, key=key)
-        made = histories(drawn, days=DAYS, config=world_config(f"mask.boost_to={boost_to}"))
+        made = histories(drawn, days=DAYS, config=config)
         sound = pipeline_dwells(drawn, world_config(), made.calendar)
         have: dict[tuple[object, ...], Sums] = {}
         for variant in variants:
@@ -169,7 +171,7 @@ def sample(
         rows = more if rows is None else rows + more
     if rows is None or told is None:
         raise ValueError(f"users is {users}; allowed: 1 or more")
-    return Sample(world, seed, users, sums, planted, rows, told)
+    return Sample(world, seed, users, sums, planted, rows, told, config.history.per_stream)
 
 
 def measured(found: Sample, variant: Variant, config: MaskConfig) -> Measured:
@@ -182,8 +184,9 @@ def measured(found: Sample, variant: Variant, config: MaskConfig) -> Measured:
         cuts = None
         if truth is not None:
             cuts = horizons(found.world, statistics, truth, verdicts, config)
-        base = world_config().history.per_stream
-        longer = lengthened(found.world, statistics, verdicts, config, base=base) if config.boost_to else None
+        longer = None
+        if config.boost_to:
+            longer = lengthened(found.world, statistics, verdicts, config, base=found.base)
     place = {name: f for f, name in enumerate(streams)}
     dropped = np.zeros((W.N_SEGMENTS + 1, W.N_STREAMS), bool)
     for v in verdicts:

@@ -30,19 +30,27 @@ from benchmarks.headline_arms import (
     within,
 )
 from benchmarks.headline_learned import by_budget, closed_first, learned_gates
-from benchmarks.headline_masks import as_decided, by_relevance, oracle, removal, removal_and_quota
+from benchmarks.headline_masks import (
+    as_decided,
+    by_relevance,
+    oracle,
+    removal,
+    removal_and_quota,
+    with_boosts,
+)
 from benchmarks.headline_table import Result, compared, history_line, table, throughputs, worth_lines
 from benchmarks.headline_world import HeadlineWorld, load, prepare
 from dynamix.models.ranker import RankerConfig
 from dynamix.models.train import ArmSpec, predict, ranker_config, train_arm
 
-EVERYTHING, OURS, ONE, DECIDED, ORACLE_OWN = "all", "ours", "one", "decided", "oracle-own"
+EVERYTHING, OURS, ONE, DECIDED, BOOSTED, ORACLE_OWN = "all", "ours", "one", "decided", "boosted", "oracle-own"
 DEFAULT_ARMS = (EVERYTHING, "last", "thinning", "streams", "global", ONE, OURS, "quota")
 CURVE_ARMS = ("last", "streams", ONE, OURS)
 PAIRS = (
     ("worth of segments, removal against one mask for all", OURS, ONE),
     ("worth of segments, with quotas", "quota", "one-quota"),
     ("worth of quotas", "quota", OURS),
+    ("worth of boosts, each at its own tokens", BOOSTED, DECIDED),
 )
 """Sentence, arm, and what it is set beside."""
 
@@ -51,7 +59,7 @@ PAIRS = (
 class Arm:
     """One line of the table: its keep-vector from (world, tokens, seed); `drawn` where the seed matters.
 
-    `free` arms have tokens of their own; `planted` ones need a simulated world.
+    `free` arms have tokens of their own; `planted` ones need a simulated world, `longer` ones a config with boosts.
     """
 
     says: str
@@ -59,6 +67,11 @@ class Arm:
     drawn: bool = False
     free: bool = False
     planted: bool = False
+    longer: bool = False
+
+    def runs_in(self, world: HeadlineWorld) -> bool:
+        """Whether the world has what the arm needs."""
+        return not ((self.planted and world.cells is None) or (self.longer and world.collected is None))
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,14 @@ def masked(view: str, order: Callable[..., list[Cut]], *, free: bool = False) ->
         return within(world.rows, segment, limits_for(world.rows, segment, cuts, None if free else tokens))
 
     return keep
+
+
+def boosted(world: HeadlineWorld, tokens: int, seed: int) -> Bools:
+    """Keep-vector over the collected events of the product's mask with its boosts."""
+    rows, segment = world.rows_for(longer=True), world.segment("own")
+    base = {name: world.config.declaration(name).length for name in world.ids}
+    cuts = with_boosts(world.decided("own"), world.ids, base=base, segments=world.n_segments)
+    return within(rows, segment, limits_for(rows, segment, cuts, None))
 
 
 def by_truth(*, free: bool) -> Callable[..., Bools]:
@@ -134,6 +155,7 @@ ARMS: dict[str, Arm] = {
     "quota": Arm("ours, removal + quota", masked("own", removal_and_quota)),
     "oracle": Arm("oracle, removal", by_truth(free=False), planted=True),
     DECIDED: Arm("ours as decided (own tokens)", masked("own", as_decided, free=True), free=True),
+    BOOSTED: Arm("ours as decided, with boosts (own tokens)", boosted, free=True, longer=True),
     ORACLE_OWN: Arm("oracle at the same δ (own tokens)", by_truth(free=True), free=True, planted=True),
 }
 
@@ -168,14 +190,11 @@ def main(sources: Sequence[str], folder: Path, *, users: int, options: Options) 
 
 def measure_world(world: HeadlineWorld, options: Options) -> dict[str, Any]:
     """Train what is missing, print the tables; everything printed as data."""
-    names = [
-        n
-        for n in ARMS
-        if n in {EVERYTHING, *options.arms} and (world.cells is not None or not ARMS[n].planted)
-    ]
+    names = [n for n in ARMS if n in {EVERYTHING, *options.arms} and ARMS[n].runs_in(world)]
     tokens = target(world, options)
     results = [result_of(world, name, tokens, options) for name in names]
-    speeds = throughputs(world, {r.name: r.keep for r in results}, model_of(world))
+    longer = [name for name in names if ARMS[name].longer]
+    speeds = throughputs(world, {r.name: r.keep for r in results}, model_of(world), longer=longer)
     rows = world.rows
     parts = ", ".join(f"{len(rows.select(p)):,} {p}" for p in ("train", "validate", "test"))
     print(
@@ -235,7 +254,7 @@ def result_of(world: HeadlineWorld, name: str, tokens: int, options: Options) ->
     }  # fmt: skip
     path = world.folder / f"{name}{'' if arm.free else f'-{tokens}'}-{options.seeds}.json"
     if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
-        return Result.load(path, stored, world.rows.tokens)
+        return Result.load(path, stored, world.rows_for(longer=arm.longer).tokens)
     started = time.monotonic()
     result = trained(world, name, arm, tokens, options)
     result.save(path, key, seconds=time.monotonic() - started)
@@ -244,13 +263,14 @@ def result_of(world: HeadlineWorld, name: str, tokens: int, options: Options) ->
 
 def trained(world: HeadlineWorld, name: str, arm: Arm, tokens: int, options: Options) -> Result:
     """One ranker a seed on what the arm keeps."""
-    config, rows = world.config.train, world.rows
+    config, every = world.config.train, world.rows_for(longer=arm.longer)
+    rows = every
     keeps: list[Bools] = []
     p, kept, passes = [], [], []
     for seed in range(options.seeds):
         if seed == 0 or arm.drawn:
             keeps.append(arm.keep(world, tokens, seed))
-            rows = world.rows.keep_events(keeps[-1])
+            rows = every.keep_events(keeps[-1])
             if not arm.free and abs(rows.tokens - tokens) > len(rows):
                 raise ValueError(f"arm {name!r} keeps {rows.tokens} events, not {tokens} within one a row")
         say(f"headline: {name} seed {seed}, {rows.tokens_per_row:.1f} tokens a row")

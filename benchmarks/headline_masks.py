@@ -8,7 +8,7 @@ token.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +19,7 @@ from dynamix.config import MaskConfig
 from dynamix.features.recency import BUCKETS, EDGES
 from dynamix.models.batch import ITEM_MATCH
 from dynamix.models.dataset import JaggedRows
+from dynamix.segmentation.boost import Boost, boosts
 from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.effects import curvature, effect, loss
 from dynamix.segmentation.masks import Protection, Verdict, judge
@@ -28,18 +29,22 @@ from dynamix.segmentation.quota import Quota, Spent, quotas, tail
 
 @dataclass(frozen=True)
 class Decided:
-    """What the product decides on these statistics: verdicts, and kept cells that are cut to their newest events."""
+    """What the product decides on these statistics: verdicts, kept cells that are cut to their newest events, boosts."""
 
     statistics: Statistics
     verdicts: Sequence[Verdict]
     quotas: Sequence[Quota]
+    boosts: Mapping[Cell, Boost] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, statistics: Statistics, config: MaskConfig, protected: Sequence[str]) -> Decided:
+    def of(
+        cls, statistics: Statistics, config: MaskConfig, protected: Sequence[str], *, base: int
+    ) -> Decided:
         verdicts = judge(statistics, config, protection=Protection(frozenset(protected)))
         spent = Spent.by_drops(statistics, verdicts)
         cut = [] if config.length == "full" else quotas(statistics, verdicts, config, spent=spent)
-        return cls(statistics, verdicts, cut)
+        cuts = {(q.segment_id, q.stream): q for q in cut}
+        return cls(statistics, verdicts, cut, boosts(statistics, verdicts, cuts, config, base=base))
 
     @property
     def dropped(self) -> set[Cell]:
@@ -74,6 +79,14 @@ def as_decided(decided: Decided, ids: Mapping[str, int]) -> list[Cut]:
     """Exactly the product's mask."""
     dropped = [Cut(g, ids[f]) for g, f in sorted(decided.dropped)]
     return dropped + [Cut(q.segment_id, ids[q.stream], q.events) for q in decided.quotas]
+
+
+def with_boosts(
+    decided: Decided, ids: Mapping[str, int], *, base: Mapping[str, int], segments: int
+) -> list[Cut]:
+    """The product's mask on collected rows: cells without a boost keep at most their `base` (stream -> events)."""
+    cells = [(g, f) for g in range(segments) for f in ids if (g, f) not in decided.boosts]
+    return [Cut(g, ids[f], base[f]) for g, f in cells] + as_decided(decided, ids)
 
 
 def removal(decided: Decided, ids: Mapping[str, int]) -> list[Cut]:

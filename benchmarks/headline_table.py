@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from benchmarks.headline_world import HeadlineWorld
 from dynamix.contracts import PARTS
 from dynamix.models.batch import ragged_take
 from dynamix.models.contest import Floats
+from dynamix.models.dataset import JaggedRows
 from dynamix.models.evidence import Delta, Scored, compare, ne_interval
 from dynamix.models.ranker import Ranker, RankerConfig
 from dynamix.models.throughput import measure, time_by_tokens
@@ -87,13 +88,17 @@ def compared(
 
 
 def throughputs(
-    world: HeadlineWorld, keeps: Mapping[str, Bools], model_config: RankerConfig
-) -> dict[str, dict[str, float]]:
-    """Rows per second of every arm on the same training rows, in interleaved blocks."""
+    world: HeadlineWorld, keeps: Mapping[str, Bools], model_config: RankerConfig, *, longer: Collection[str] = ()
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Rows per second of every arm on the same training rows, in interleaved blocks; `longer` ones of collected rows."""
     some, model = timed_rows(world), Ranker(model_config)
-    _, index = ragged_take(world.rows.offsets, some)
-    sample = world.rows.take(some)
-    arms = [(name, model, sample.keep_events(keep[index])) for name, keep in keeps.items()]
+
+    def sample(name: str, keep: Bools) -> JaggedRows:
+        rows = world.rows_for(longer=name in longer)
+        _, index = ragged_take(rows.offsets, some)
+        return rows.take(some).keep_events(keep[index])
+
+    arms = [(name, model, sample(name, keep)) for name, keep in keeps.items()]
     return {t.arm: t.flat() for t in measure(arms, config=world.config.train, batches=BATCHES, rounds=ROUNDS)}
 
 

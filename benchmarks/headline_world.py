@@ -24,11 +24,11 @@ from dynamix.config import Config, load_config
 from dynamix.contracts import COLD_SEGMENT, PARTS, TRAINING_ROWS
 from dynamix.features.conversions import label_impressions
 from dynamix.features.gram import GramSums
-from dynamix.features.recency import RecencySums
+from dynamix.features.recency import BeyondSums, RecencySums
 from dynamix.features.relevance import CellSums
 from dynamix.features.simulate import simulate
 from dynamix.features.streams import event_columns
-from dynamix.features.training import training_rows
+from dynamix.features.training import COLLECTED, training_rows
 from dynamix.jobs.arm_rows import load_truth
 from dynamix.jobs.cell_stats import Measured
 from dynamix.jobs.context import Run
@@ -63,10 +63,16 @@ class HeadlineWorld:
     planted: Mapping[int, int]
     true_p: Floats | None
     cells: pd.DataFrame | None
+    collected: JaggedRows | None = None
+    """The same rows with all that a boost could reach; None where the world's config asks for no boosts."""
 
     @property
     def head(self) -> str:
         return main_head(self.config)
+
+    def rows_for(self, *, longer: bool) -> JaggedRows:
+        """The rows whose events an arm keeps or not: keep-all's, or with `longer` the collected ones."""
+        return self.collected if longer and self.collected is not None else self.rows
 
     def segment(self, view: str) -> Ints:
         """Segment of every row (R,) in a view: own, tier, shuffled, planted, or `one` for all."""
@@ -87,7 +93,9 @@ class HeadlineWorld:
             if view == "one":
                 statistics = statistics.pooled()
             protected = [name for name in self.ids if self.config.declaration(name).protected]
-            self._decided[view] = Decided.of(statistics, self.config.mask, protected)
+            self._decided[view] = Decided.of(
+                statistics, self.config.mask, protected, base=self.config.history.per_stream
+            )
         return self._decided[view]
 
     @cached_property
@@ -133,9 +141,10 @@ def prepare(source: str, folder: Path, *, users: int, seed: int) -> Path:
     dealt.to_parquet(place / "shuffled.parquet")
     run.note("headline: keep-all rows")
     files = keep_all_files(run, segments)
+    collected = keep_all_files(run, segments, version=COLLECTED) if run.config.mask.boost_to else []
     streams = run.warehouse.read(run.spark, "streams").select("stream", "stream_id").collect()
     facts = {
-        "name": source if not real else name, "events": str(events.resolve()), "files": files,
+        "name": source if not real else name, "events": str(events.resolve()), "files": files, "collected": collected,
         "n_segments": 1 + max(names), "ids": {str(r["stream"]): int(r["stream_id"]) for r in streams},
     }  # fmt: skip
     (place / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -147,8 +156,8 @@ def tiers(segments: DataFrame) -> DataFrame:
     return segments.withColumn("segment_id", (F.col("tier") == "active").cast("int"))
 
 
-def keep_all_files(run: Run, segments: DataFrame) -> list[str]:
-    """Write the keep-all rows as `dynamix train` does; the Parquet files of that version."""
+def keep_all_files(run: Run, segments: DataFrame, *, version: str = KEEP_ALL) -> list[str]:
+    """Write the keep-all rows, or those COLLECTED, as `dynamix train` does; the Parquet files of that version."""
     events, warehouse = seen_events(run), run.warehouse
     calendar = cycle_calendar(run, events)
     streams = warehouse.read(run.spark, "streams")
@@ -159,9 +168,9 @@ def keep_all_files(run: Run, segments: DataFrame) -> list[str]:
     try:
         frame = training_rows(
             history, label_impressions(events, config=run.config), segments, None,
-            calendar=calendar, config=run.config, streams=streams, mask_version=KEEP_ALL,
+            calendar=calendar, config=run.config, streams=streams, mask_version=version,
         )  # fmt: skip
-        where = f"mask_version = '{KEEP_ALL}'"
+        where = f"mask_version = '{version}'"
         pinned = warehouse.replace(run.spark, TRAINING_ROWS, frame, where=where, empty=False)
     finally:
         history.unpersist()
@@ -181,6 +190,8 @@ def store_statistics(path: Path, measured: Measured) -> None:
         settings=json.dumps(statistics.settings),
         recency_keys=json.dumps([list(k) for k in statistics.recency]),
         recency=np.stack([s.pack() for s in statistics.recency.values()]),
+        beyond_keys=json.dumps([list(k) for k in statistics.beyond]),
+        beyond=np.array([s.pack() for s in statistics.beyond.values()]),
         heads=json.dumps(statistics.heads),
     )
 
@@ -197,8 +208,10 @@ def load_statistics(path: Path) -> Statistics:
         recent = {tuple(k): RecencySums.unpack(v) for k, v in zip(keys, found["recency"], strict=True)}
         keys = json.loads(str(found["together_keys"]))
         together = {tuple(k): GramSums.unpack(v) for k, v in zip(keys, found["together"], strict=True)}
+        keys = json.loads(str(found["beyond_keys"]))
+        beyond = {tuple(k): BeyondSums.unpack(v) for k, v in zip(keys, found["beyond"], strict=True)}
         place, settings = json.loads(str(found["place"])), tuple(json.loads(str(found["settings"])))
-    return Statistics(sums, heads, together, place, settings, recent)
+    return Statistics(sums, heads, together, place, settings, recent, beyond)
 
 
 def load(place: Path, *, max_rows: int) -> HeadlineWorld:
@@ -206,8 +219,13 @@ def load(place: Path, *, max_rows: int) -> HeadlineWorld:
     facts = json.loads((place / "facts.json").read_text(encoding="utf-8"))
     events = Path(facts["events"])
     config = load_config(files=[events / "dynamix.yaml"], settings=SETTINGS)
-    loaded = load_rows(facts["files"], heads=config.heads(), item_buckets=config.train.item_buckets)
-    rows = used_rows(loaded, max_rows=max_rows)
+
+    def loaded(files: list[str]) -> JaggedRows:
+        return used_rows(
+            load_rows(files, heads=config.heads(), item_buckets=config.train.item_buckets), max_rows=max_rows
+        )
+
+    rows = loaded(facts["files"])
     simulated = (events / "truth_cells").exists()
     planted = pd.read_parquet(events / "truth_users") if simulated else None
     return HeadlineWorld(
@@ -216,6 +234,7 @@ def load(place: Path, *, max_rows: int) -> HeadlineWorld:
         planted={} if planted is None else by_user(planted, "segment"),
         true_p=true_probabilities(rows, main_head(config), events / "truth_impressions") if simulated else None,
         cells=pd.read_parquet(events / "truth_cells") if simulated else None,
+        collected=loaded(facts["collected"]) if facts.get("collected") else None,
     )  # fmt: skip
 
 

@@ -84,6 +84,30 @@ def test_every_arm_keeps_the_tokens_or_has_its_own(world: HeadlineWorld, name: s
         assert np.array_equal(keep, world.rows.stream == 0)
 
 
+def test_a_boosted_arm_runs_only_where_rows_were_collected_for_it_and_keeps_events_of_those(
+    world: HeadlineWorld,
+) -> None:
+    arm = headline.ARMS[headline.BOOSTED]
+    assert not arm.runs_in(world) and headline.ARMS[headline.DECIDED].runs_in(world)
+    longer = acting_rows(480, effect=3.0, events=70)
+    collected = replace(longer, segment=world.rows.segment)
+    with_more = replace(world, collected=collected)
+    keep = arm.keep(with_more, 0, 0)
+    assert arm.runs_in(with_more) and keep.shape == (collected.tokens,)
+    own = collected.keep_events(keep)
+    assert 0 < own.tokens < collected.tokens and set(own.stream.tolist()) == {0}  # as decided: the others go
+    result = headline.result_of(with_more, headline.BOOSTED, 0, headline.Options(arms=(), seeds=1))
+    assert (
+        headline.result_of(with_more, headline.BOOSTED, 0, headline.Options(arms=(), seeds=1)).keep.shape
+        == keep.shape
+    )
+    speeds = throughputs(
+        with_more, {"all": np.ones(world.rows.tokens, bool), headline.BOOSTED: result.keep}, headline.model_of(world),
+        longer=[headline.BOOSTED],
+    )  # fmt: skip
+    assert set(speeds) == {"all", headline.BOOSTED}
+
+
 def test_views_give_rows_their_segments(world: HeadlineWorld) -> None:
     assert np.array_equal(world.segment("own"), world.rows.user % 2)
     assert np.array_equal(world.segment("planted"), world.rows.user % 2)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from headline_rows import rows_of, sums_of
+from headline_rows import HEAD, rows_of, sums_of
 
-from benchmarks.headline_arms import Cut
+from benchmarks.headline_arms import Cut, limits_for
 from benchmarks.headline_masks import (
     Decided,
     Priced,
@@ -23,9 +24,13 @@ from benchmarks.headline_masks import (
     removal_and_quota,
     tails,
     whole_cells,
+    with_boosts,
 )
 from dynamix.config import MaskConfig
+from dynamix.segmentation.boost import Boost, Candidate
+from dynamix.segmentation.bounds import Quadratic
 from dynamix.segmentation.cells import Cell
+from dynamix.segmentation.quota import Tail
 
 CONFIG = MaskConfig(delta=0.10, ne_budget=0.005)
 IDS = {"strong": 0, "weak": 1, "null": 2, "bent": 3, "rich": 4}
@@ -42,12 +47,24 @@ def decided(
     cells: Mapping[Cell, Mapping[str, float]] = CELLS, *, tails: Mapping[Cell, Sequence[float]] | None = None,
     protected: Sequence[str] = (), config: MaskConfig = CONFIG,
 ) -> Decided:  # fmt: skip
-    return Decided.of(sums_of(cells, tails=tails), config, protected)
+    return Decided.of(sums_of(cells, tails=tails), config, protected, base=50)
 
 
 def named(cuts: Sequence[Cut]) -> list[tuple[int, str, int]]:
     names = {i: name for name, i in IDS.items()}
     return [(c.segment, names[c.stream], c.events) for c in cuts]
+
+
+def test_with_boosts_every_cell_keeps_its_base_but_boosted_and_dropped_ones() -> None:
+    found = decided(config=CONFIG.model_copy(update={"length": "full"}))
+    assert found.boosts == {} and found.dropped == {(1, "null")}
+    nothing = Tail(4, 1.0, 1.0, Quadratic(), 1.0, 1.0)
+    boost = Boost(Candidate((1, "weak"), HEAD, nothing, 1.0), 9, 1.0, 0.9, (), "")
+    rows = rows_of([[0] * 12 + [1] * 12 + [2] * 12, [1] * 12], segment=[1, 0])
+    base = dict.fromkeys(IDS, 5) | {"strong": 7}
+    cuts = with_boosts(replace(found, boosts={(1, "weak"): boost}), IDS, base=base, segments=2)
+    limits = limits_for(rows, rows.segment, cuts, None).tolist()
+    assert limits == [[7, 5, 5], [7, 12, 0]]  # twelve events were collected
 
 
 def test_removal_takes_certified_drops_first_then_what_costs_least_a_token() -> None:
