@@ -100,3 +100,12 @@ def one_of(column: str, values: Iterable[str]) -> str:
     """Condition `column IN ('value', ...)`; `false` for no value."""
     listed = ", ".join(quoted(value) for value in values)
     return f"{named(column)} IN ({listed})" if listed else "false"
+
+
+def begins_with(column: str, text: str) -> str:
+    """Condition that the column begins with this text.
+
+    >>> begins_with("rule", "gate: ")
+    "startswith(`rule`, 'gate: ')"
+    """
+    return f"startswith({named(column)}, {quoted(text)})"

@@ -13,7 +13,7 @@ from typing import Any
 from pyspark.sql import functions as F
 
 from dynamix.contracts import COLD_SEGMENT, MASK_AUDIT, MASKS
-from dynamix.features.sql_text import equals
+from dynamix.features.sql_text import begins_with, equals
 from dynamix.jobs.cell_stats import TIER
 from dynamix.jobs.context import Run
 from dynamix.jobs.frames import table_frame
@@ -26,7 +26,7 @@ from dynamix.segmentation.quota import Quota
 
 GATE = "gate: "
 """Begins the rules of `mask_audit` that a gate checked; value and limit in its own unit, mostly percent of NE."""
-GATE_RULES = f"rule LIKE '{GATE}%'"
+GATE_RULES = begins_with("rule", GATE)
 OLDER_TOKENS = "older tokens"
 """Rule of `mask_audit`: kept events of an impression that a cut takes away."""
 _OTHER_RULES = "rule |one mask for all"
