@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).with_name("coles.py")
 
 @dataclass(frozen=True)
 class Embedded:
-    """Rows (V,) of the users with events, their embeddings (V, D), seconds of that process to fit and to apply."""
+    """Rows (V,) of the users with events, their embeddings (V, D), processor seconds there to fit and to apply."""
 
     rows: Ints
     embedding: Floats

@@ -23,7 +23,7 @@ CONFIG = SegmentationConfig()
 
 @dataclass(frozen=True)
 class Answer:
-    """Posterior (U, K) of a method, its reason, seconds to fit and to apply."""
+    """Posterior (U, K) of a method, its reason, seconds of processor time to fit and to apply."""
 
     q: Floats
     reason: str
@@ -51,11 +51,11 @@ def asked(name: str, *, k: int | None = None) -> Fit:
         if isinstance(recipe, Neural):
             training, search = (replace(c, seed=c.seed + starts) for c in (recipe.training, recipe.search))
             recipe = replace(recipe, training=training, search=search)
-        began = time.perf_counter()
+        began = time.process_time()
         fitted = recipe.fit(world.inputs, world.evidence)
-        between = time.perf_counter()
+        between = time.process_time()
         q = fitted.posterior(world.inputs)
-        return Answer(q, fitted.reason, between - began, time.perf_counter() - between)
+        return Answer(q, fitted.reason, between - began, time.process_time() - between)
 
     return answer
 
@@ -74,10 +74,10 @@ def k_means(k: int, *, clr: bool) -> Fit:
     """Hard labels of k-means as posteriors of 0 and 1."""
 
     def answer(world: SegmentWorld, starts: int) -> Answer:
-        began = time.perf_counter()
+        began = time.process_time()
         features = features_of(world.inputs, clr=clr)
         labels = KMeans(n_clusters=k, n_init=3, random_state=starts).fit_predict(features)
-        return Answer(np.eye(k)[labels], "", time.perf_counter() - began, 0.0)
+        return Answer(np.eye(k)[labels], "", time.process_time() - began, 0.0)
 
     return answer
 
@@ -87,10 +87,10 @@ def gaussian(k: int) -> Fit:
 
     def answer(world: SegmentWorld, starts: int) -> Answer:
         x = features_of(world.inputs, clr=True)[:, :-1]  # rows sum to 0: the last column is redundant
-        began = time.perf_counter()
+        began = time.process_time()
         model = GaussianMixture(k, reg_covar=1e-3, random_state=starts).fit(x)
-        between = time.perf_counter()
-        return Answer(model.predict_proba(x), "", between - began, time.perf_counter() - between)
+        between = time.process_time()
+        return Answer(model.predict_proba(x), "", between - began, time.process_time() - between)
 
     return answer
 
@@ -100,11 +100,11 @@ def coles(k: int, python: Path) -> Fit:
 
     def answer(world: SegmentWorld, starts: int) -> Answer:
         found = segment_coles.embed(world.inputs, python=python, seed=starts)
-        began = time.perf_counter()
+        began = time.process_time()
         own = KMeans(n_clusters=k, n_init=3, random_state=starts).fit_predict(found.embedding)
         labels = np.full(world.inputs.n_users, np.bincount(own).argmax())
         labels[found.rows] = own
-        clustered = time.perf_counter() - began
+        clustered = time.process_time() - began
         return Answer(np.eye(k)[labels], "", found.fit_s + clustered, found.apply_s)
 
     return answer

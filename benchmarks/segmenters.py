@@ -2,7 +2,7 @@
 
 Per world and method: ARI of the argmax posterior over all users beside the Bayes-optimal ARI on the same events, coverage
 (posterior of .9 or more and 15 events) and ARI there, churn of ids on a refit of the same users in another order from
-other starts (by argmax, and as assigned: 0 below that confidence), users per second with one thread. On S9 and the
+other starts (by argmax, and as assigned: 0 below that confidence), users per second of one processor. On S9 and the
 orthogonal world: the cross-fitted gain in NE of slopes per segment over pooled ones, as a share of what the true slope
 types gain, and of what the Bayes-optimal labels from the same events gain. Lines that the folder holds for the same
 question are not measured again.
