@@ -9,7 +9,7 @@
 `python -m benchmarks increment [--days 30,90] [--per-day 100000]` sets one more day beside a build of everything.
 `python -m benchmarks soak [--days 30] [--users 300] [--folder F] [--minutes 20]` lives a month day by day, with crashes.
 `python -m benchmarks headline [--presets S1] [--users 3000] [--arms all]` trains masks and their rivals at equal tokens.
-`python -m benchmarks segmenters [--users 20000] [--seeds 2] [--given]` holds the segmenters' contest.
+`python -m benchmarks segmenters [--presets S0,S9,orthogonal] [--seeds 2] [--given]` holds the segmenters' contest.
 `python -m benchmarks serving` times one request and a batch of them, by the pyfunc and by the mask bundle's reader.
 `python -m benchmarks rankers [--presets S0,S1] [--users 4000] [--seeds 2]` sets the three trunks beside simpler models.
 `python -m benchmarks warm [--presets S0] [--users 1500] [--seeds 2]` switches a mask on under a live ranker, seven days.
@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument(
         "--presets",
         help="default: S0,S8 for worlds, S1 for headline, S0,S1 for rankers, S0 for warm, all that have a gate for "
-        "gates, drift",
+        "gates, drift, S0,S9,orthogonal for segmenters",
     )
     parser.add_argument(
         "--users",
@@ -102,7 +102,8 @@ def main() -> int:
     parser.add_argument("--verbs", default=",".join(cost.VERBS), help="for cost")
     parser.add_argument("--runs", type=int, default=5, help="timed rounds, for features")
     parser.add_argument("--memory", default="4g", help="largest heap of each Spark side, for features")
-    parser.add_argument("--arms", help="all, or names, for headline, rankers")
+    parser.add_argument("--arms", help="all, or names, for headline, rankers, segmenters")
+    parser.add_argument("--lifestream", type=Path, help="a python with pytorch-lifestream, for segmenters")
     parser.add_argument("--share", default="0.5", help="of the tokens that arms keep, or ours, for headline")
     parser.add_argument("--rows", type=int, default=0, help="training rows at most, 0 = all, for headline")
     parser.add_argument("--curve", default="", help="shares of the tokens for four arms, for headline")
@@ -117,10 +118,8 @@ def main() -> int:
         quality.main(rows=1_000_000, rounds=options.rounds)
         return 0
     if options.what == "segmenters":
-        levels = [float(level) for level in options.events.split(",")]
-        segmenters.main(
-            users=options.users, seeds=int(options.seeds or 2), events=levels, by_rule=not options.given
-        )
+        with tempfile.TemporaryDirectory() as scratch:
+            segment(options, options.folder or Path(scratch))
         return 0
     if options.what == "serving":
         serving.main()
@@ -214,6 +213,17 @@ def price(options: argparse.Namespace, folder: Path) -> None:
         verbs=options.verbs.split(","),
         settings=[],
     )
+
+
+def segment(options: argparse.Namespace, folder: Path) -> None:
+    """`benchmarks segmenters` with the worlds, levels and methods of the command line."""
+    arms = [] if options.arms in (None, "all") else options.arms.split(",")
+    chosen = segmenters.Options(
+        users=options.users, seeds=int(options.seeds or 2), folder=folder, by_rule=not options.given, arms=arms,
+        events=[float(level) for level in options.events.split(",")], lifestream=options.lifestream,
+    )  # fmt: skip
+    presets = options.presets.split(",") if options.presets else segmenters.PRESETS
+    segmenters.main(presets, chosen)
 
 
 def train_headline(options: argparse.Namespace, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Worlds for the contest of segmenters, drawn in memory: S0 of the simulator thinned, and an orthogonal one.
+"""Worlds for the contest of segmenters, drawn in memory: S0 and S9 of the simulator thinned, and an orthogonal one.
 
 Days 0-14 are the evidence window, 14-28 the segmenter's input, 28-42 the next window. Posterior, Bayes-optimal labels and
 event counts all refer to the same events: those of the last two windows.
@@ -37,6 +37,12 @@ class SegmentWorld:
     optimal: Ints
     evidence: Evidence
 
+    def permuted(self, order: Ints) -> SegmentWorld:
+        """The same users in another order; `order` (U,) names who comes where."""
+        place = np.argsort(order)
+        evidence = replace(self.evidence, user=place[self.evidence.user])
+        return SegmentWorld(self.inputs.take(order), self.truth[order], self.optimal[order], evidence)
+
 
 @dataclass(frozen=True)
 class Later:
@@ -46,10 +52,51 @@ class Later:
     p: Floats
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """A thinned world of the simulator, and what the segmenters see of it."""
+
+    world: W.World
+    segment: Ints
+    content: sim_events.Content
+    imps: sim_labels.Impressions
+    truth: sim_labels.Truth
+    inputs: Jagged
+
+    @property
+    def counts(self) -> Ints:
+        """Events (U, F) of the two windows."""
+        found = np.zeros((self.inputs.n_users, W.N_STREAMS), np.int64)
+        np.add.at(found, (self.inputs.user_of_event, self.inputs.stream), 1)
+        return found
+
+
 def thinned(users: int, events: float, seed: int) -> SegmentWorld:
     """S0 with planned events thinned at random, so that input and next window hold `events` a user in the mean."""
+    drawn = _draw("S0", users, events, seed)
+    optimal, _ = bayes_segments(drawn.world.mix, np.asarray(W.SEGMENT_SHARES), drawn.counts)
+    evidence = _rows_of(drawn, _mature(drawn)).rows
+    return SegmentWorld(drawn.inputs, drawn.segment, optimal, evidence)
+
+
+def slope_types(users: int, events: float, seed: int) -> tuple[SegmentWorld, Later]:
+    """S9 thinned as S0 is: three compositions × two slope types that composition hardly shows; truth is the slope type.
+
+    Best labels add up the true posteriors of a slope type's segments. `Later` are the impressions after the input
+    window; p is the planted one, with horizons, curves and user effects that no slope of a segment can follow.
+    """
+    drawn = _draw("S9", users, events, seed)
+    kind = drawn.world.types[:, 1]
+    _, posterior = bayes_segments(drawn.world.mix, np.asarray(W.SEGMENT_SHARES), drawn.counts)
+    optimal = (posterior @ np.eye(int(kind.max()) + 1)[kind]).argmax(axis=1)
+    evidence = _rows_of(drawn, _mature(drawn)).rows
+    later = _rows_of(drawn, np.flatnonzero(drawn.imps.ts_us >= INPUT_END * W.DAY_MS * 1000))
+    return SegmentWorld(drawn.inputs, kind[drawn.segment], optimal, evidence), later
+
+
+def _draw(preset: str, users: int, events: float, seed: int) -> _Drawn:
     stage = [np.random.default_rng([seed, number]) for number in range(7)]
-    world = W.draw_world(W.preset_named("S0"), stage[0])
+    world = W.draw_world(W.preset_named(preset), stage[0])
     people = sim_events.draw_users(world, users, DAYS, stage[1])
     keep = min(1.0, events / SEEN_SHARE / float(people.planned.mean()))
     people = replace(people, planned=stage[6].binomial(people.planned, keep))
@@ -64,25 +111,25 @@ def thinned(users: int, events: float, seed: int) -> SegmentWorld:
         np.where(content.censored, np.nan, content.z), _part(day),
     )  # fmt: skip
     inputs = jagged(flat, users=_ids(users), n_streams=W.N_STREAMS)
-    counts = np.zeros((users, W.N_STREAMS), np.int64)
-    np.add.at(counts, (inputs.user_of_event, inputs.stream), 1)
-    optimal, _ = bayes_segments(world.mix, np.asarray(W.SEGMENT_SHARES), counts)
-    return SegmentWorld(inputs, people.segment, optimal, _evidence(world, content, imps, truth.label))
+    return _Drawn(world, people.segment, content, imps, truth, inputs)
 
 
-def _evidence(
-    world: W.World, content: sim_events.Content, imps: sim_labels.Impressions, label: W.Bools
-) -> Evidence:
-    """Impressions whose labels are final before the input window begins, with whole-history exposures."""
-    mature = np.flatnonzero(imps.ts_us < (EVIDENCE_END - MATURITY_DAYS) * W.DAY_MS * 1000)
-    own = sim_labels.Impressions(*(value[mature] for value in vars(imps).values()))
-    index = sim_labels.StreamIndex(content, sim_labels.acting_events(world, content))
-    x = np.zeros((len(mature), W.N_STREAMS))
+def _mature(drawn: _Drawn) -> Ints:
+    """Impressions whose labels are final before the input window begins."""
+    return np.flatnonzero(drawn.imps.ts_us < (EVIDENCE_END - MATURITY_DAYS) * W.DAY_MS * 1000)
+
+
+def _rows_of(drawn: _Drawn, chosen: Ints) -> Later:
+    """These impressions with whole-history exposures, labels and true p."""
+    own = sim_labels.Impressions(*(value[chosen] for value in vars(drawn.imps).values()))
+    index = sim_labels.StreamIndex(drawn.content, sim_labels.acting_events(drawn.world, drawn.content))
+    x = np.zeros((len(chosen), W.N_STREAMS))
     for stream in range(W.N_STREAMS):
         low, high = index.bounds(own.user, stream, own.cutoff_ms)
         x[:, stream] = index.exposure(low, high, high - low)
-    y = label[mature].astype(np.float64)
-    return Evidence(own.user, x, y, np.full(len(y), y.mean() if len(y) else W.BASE_RATE))
+    y = drawn.truth.label[chosen].astype(np.float64)
+    rows = Evidence(own.user, x, y, np.full(len(y), y.mean() if len(y) else W.BASE_RATE))
+    return Later(rows, drawn.truth.p[chosen])
 
 
 def orthogonal(users: int, events: float, seed: int) -> tuple[SegmentWorld, Later]:

@@ -1,148 +1,118 @@
-"""Contest of the segmenters without Spark: `python -m benchmarks segmenters [--users 20000] [--seeds 2] [--events 50]`.
+"""Contest of the segmenters without Spark: `python -m benchmarks segmenters [--users 6000] [--seeds 3] [--folder F]`.
 
 Per world and method: ARI of the argmax posterior over all users beside the Bayes-optimal ARI on the same events, coverage
-(posterior of .9 or more and 15 events) and ARI there, users per second. On the orthogonal world: the cross-fitted gain in
-NE of slopes per segment over pooled ones, as a share of what the true slope types gain.
+(posterior of .9 or more and 15 events) and ARI there, churn of ids on a refit of the same users in another order from
+other starts (by argmax, and as assigned: 0 below that confidence), users per second of one processor. On S9 and the
+orthogonal world: the cross-fitted gain in NE of slopes per segment over pooled ones, as a share of what the true slope
+types gain, and of what the Bayes-optimal labels from the same events gain. Lines that the folder holds for the same
+question are not measured again.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from sklearn.cluster import KMeans
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
-from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
 
-from benchmarks.segment_worlds import BEHAVIOURS, Later, SegmentWorld, orthogonal, thinned
-from dynamix.config import SegmentationConfig
+from benchmarks.segment_methods import CONFIG, Answer, Method, methods
+from benchmarks.segment_worlds import BEHAVIOURS, Later, SegmentWorld, orthogonal, slope_types, thinned
 from dynamix.features.sim_world import N_SEGMENTS
 from dynamix.segmentation.em import user_half
-from dynamix.segmentation.jagged import Floats, Ints, Jagged
-from dynamix.segmentation.methods import segmenter
-from dynamix.segmentation.segmenters import Segmenter
+from dynamix.segmentation.identity import Previous, first_ids, match_ids
+from dynamix.segmentation.jagged import Bools, Floats, Ints
+from dynamix.segmentation.mixture import Mixture
 
-CONFIG = SegmentationConfig()
-BY_RULE = ("mix", "neural", "mix-merge", "paper2")
-
-
-@dataclass
-class Line:
-    """What one method did on one world, a list entry per seed."""
-
-    k: list[int] = field(default_factory=list)
-    ari: list[float] = field(default_factory=list)
-    ratio: list[float] = field(default_factory=list)
-    coverage: list[float] = field(default_factory=list)
-    sure_ari: list[float] = field(default_factory=list)
-    fit_s: list[float] = field(default_factory=list)
-    apply_s: list[float] = field(default_factory=list)
-    gain: list[float] = field(default_factory=list)
-    captured: list[float] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
+Line = dict[str, Any]
+"""What one method did on one world of one seed, by name of the figure."""
+Draw = Callable[[], tuple[SegmentWorld, Later | None]]
+PRESETS = ("S0", "S9", "orthogonal")
+GIVEN = {"S0": N_SEGMENTS, "S9": N_SEGMENTS, "orthogonal": 2 * BEHAVIOURS}
+"""K that is given: the planted segments."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Posterior (U, K) of a method, its reason, seconds to fit and to apply."""
+class Options:
+    """Users of a world, seeds 0.. of each, mean events a user, method names (all where empty), where lines are kept."""
 
-    q: Floats
-    reason: str
-    fit_s: float
-    apply_s: float
-
-
-def asked(recipe: Segmenter) -> Callable[[SegmentWorld], Answer]:
-    """Fit on the world, apply to all its users."""
-
-    def answer(world: SegmentWorld) -> Answer:
-        began = time.perf_counter()
-        fitted = recipe.fit(world.inputs, world.evidence)
-        between = time.perf_counter()
-        q = fitted.posterior(world.inputs)
-        return Answer(q, fitted.reason, between - began, time.perf_counter() - between)
-
-    return answer
+    users: int
+    seeds: int
+    events: Sequence[float]
+    folder: Path
+    by_rule: bool = True
+    arms: Sequence[str] = ()
+    lifestream: Path | None = None
 
 
-def features_of(inputs: Jagged, *, clr: bool) -> Floats:
-    """ln(1 + events) per stream (U, F), or the centred log ratio with .5 added."""
-    counts = np.zeros((inputs.n_users, inputs.n_streams))
-    np.add.at(counts, (inputs.user_of_event, inputs.stream), 1.0)
-    if not clr:
-        return np.log1p(counts)
-    logs = np.log(counts + 0.5)
-    return np.asarray(logs - logs.mean(axis=1, keepdims=True))
-
-
-def k_means(k: int, *, clr: bool) -> Callable[[SegmentWorld], Answer]:
-    """Hard labels of k-means as posteriors of 0 and 1."""
-
-    def answer(world: SegmentWorld) -> Answer:
-        began = time.perf_counter()
-        labels = KMeans(n_clusters=k, n_init=3, random_state=0).fit_predict(
-            features_of(world.inputs, clr=clr)
-        )
-        return Answer(np.eye(k)[labels], "", time.perf_counter() - began, 0.0)
-
-    return answer
-
-
-def gaussian(k: int) -> Callable[[SegmentWorld], Answer]:
-    """A Gaussian mixture with full covariances on the centred log ratio."""
-
-    def answer(world: SegmentWorld) -> Answer:
-        x = features_of(world.inputs, clr=True)[:, :-1]  # rows sum to 0: the last column is redundant
-        began = time.perf_counter()
-        model = GaussianMixture(k, reg_covar=1e-3, random_state=0).fit(x)
-        between = time.perf_counter()
-        return Answer(model.predict_proba(x), "", between - began, time.perf_counter() - between)
-
-    return answer
-
-
-def methods(k: int, *, by_rule: bool) -> dict[str, Callable[[SegmentWorld], Answer]]:
-    """Every contestant: those with a rule for K, then the same with K given, then the plain clusterings."""
-    own = {name: asked(segmenter(name, CONFIG)) for name in (BY_RULE if by_rule else BY_RULE[2:])}
-    given = {f"{name}, K={k}": asked(segmenter(name, CONFIG, k=k)) for name in ("mix", "neural", "mix-merge")}
-    plain = {
-        f"k-means log counts, K={k}": k_means(k, clr=False),
-        f"k-means CLR, K={k}": k_means(k, clr=True),
-        f"Gaussian mixture CLR, K={k}": gaussian(k),
-    }
-    return own | given | plain
-
-
-def score(line: Line, world: SegmentWorld, answer: Answer) -> None:
-    """Add one seed's figures."""
+def score(world: SegmentWorld, answer: Answer) -> Line:
+    """Agreement with the truth, over all users and over the confident ones."""
     label = answer.q.argmax(axis=1)
     best = adjusted_rand_score(world.truth, world.optimal)
-    sure = (answer.q.max(axis=1) >= CONFIG.confidence) & (world.inputs.events >= CONFIG.min_events)
-    line.k.append(answer.q.shape[1])
-    line.ari.append(adjusted_rand_score(world.truth, label))
-    line.ratio.append(line.ari[-1] / best)
-    line.coverage.append(float(sure.mean()))
-    line.sure_ari.append(adjusted_rand_score(world.truth[sure], label[sure]) if sure.any() else float("nan"))
-    line.fit_s.append(answer.fit_s)
-    line.apply_s.append(answer.apply_s)
-    line.reasons.append(answer.reason)
+    sure = confident(world, answer.q)
+    ari = adjusted_rand_score(world.truth, label)
+    return {
+        "k": answer.q.shape[1], "ari": ari, "best": best, "ratio": ari / best, "coverage": float(sure.mean()),
+        "sure_ari": adjusted_rand_score(world.truth[sure], label[sure]) if sure.any() else float("nan"),
+        "fit_s": answer.fit_s, "apply_s": answer.apply_s, "reason": answer.reason,
+    }  # fmt: skip
+
+
+def confident(world: SegmentWorld, q: Floats) -> Bools:
+    """Users (U,) whom the product would assign: posterior and events as the config asks."""
+    return np.asarray((q.max(axis=1) >= CONFIG.confidence) & (world.inputs.events >= CONFIG.min_events))
+
+
+def churn(world: SegmentWorld, first: Floats, again: Floats) -> Line:
+    """Share of the users whose stable id differs between two posteriors (U, K) and (U, K') of the same users.
+
+    The second has its ids from the product's matching on the overlap of users.
+    """
+    old, new = first.argmax(axis=1), again.argmax(axis=1)
+    before = first_ids(_described(world, old, first.shape[1]))
+    overlap = np.zeros((again.shape[1], first.shape[1]))
+    np.add.at(overlap, (new, old), 1.0)
+    own = _described(world, old, first.shape[1])
+    previous = Previous(before.ids, np.exp(own.log_p), max(before.ids))
+    after = match_ids(_described(world, new, again.shape[1]), previous, overlap)
+    ids = (np.asarray(before.ids)[old], np.asarray(after.ids)[new])
+    sure = (confident(world, first), confident(world, again))
+    assigned = [np.where(s, i, 0) for s, i in zip(sure, ids, strict=True)]
+    return {
+        "churn": float((ids[0] != ids[1]).mean()),
+        "assigned_churn": float((assigned[0] != assigned[1]).mean()),
+    }
+
+
+def _described(world: SegmentWorld, label: Ints, k: int) -> Mixture:
+    """Shares and stream shares of hard labels: what the matching reads of a segmenter."""
+    cells = np.full((k, world.inputs.n_streams), 0.5)
+    np.add.at(cells, (label[world.inputs.user_of_event], world.inputs.stream), 1.0)
+    users = np.bincount(label, minlength=k) + 1.0
+    return Mixture(np.log(cells / cells.sum(axis=1, keepdims=True)), np.log(users / users.sum()))
 
 
 def slope_gain(label: Ints, later: Later, half: Ints) -> float:
     """NE in % that slopes per segment gain over pooled ones, both with an offset per segment, on users not fitted on.
 
     Expected log loss under the true p over the entropy of its mean, on the other half; averaged over both directions.
+    Own slopes are the pooled ones and a deviation, both under a ridge: without heterogeneity they cost next to nothing.
     """
     rows, p = later.rows, later.p
     own, side = label[rows.user], half[rows.user]
     segments = np.unique(label)
     offset = (own[:, None] == segments).astype(np.float64)
-    apart = np.concatenate([offset, (offset[:, :, None] * rows.x[:, None, :]).reshape(len(p), -1)], axis=1)
     together = np.concatenate([offset, rows.x], axis=1)
+    deviation = (offset[:, :, None] * rows.x[:, None, :]).reshape(len(p), -1)
+    apart = np.concatenate([together, deviation], axis=1)
     losses = {"apart": 0.0, "together": 0.0}
     for fitted_on in (0, 1):
         fit, held = side == fitted_on, side != fitted_on
@@ -155,78 +125,138 @@ def slope_gain(label: Ints, later: Later, half: Ints) -> float:
     return 100.0 * (losses["together"] - losses["apart"]) / entropy
 
 
-def composition(
-    users: int, events: float, seeds: int, *, by_rule: bool
-) -> tuple[dict[str, Line], list[float]]:
-    """All methods on thinned S0 worlds, and the Bayes-optimal ARI of each seed."""
-    lines: dict[str, Line] = {}
-    best: list[float] = []
-    for seed in range(seeds):
-        world = thinned(users, events, seed)
-        best.append(adjusted_rand_score(world.truth, world.optimal))
-        for name, answer in methods(N_SEGMENTS, by_rule=by_rule).items():
-            score(lines.setdefault(name, Line()), world, answer(world))
-            say(f"S0 {events:g} events, seed {seed}, {name}", lines[name])
-    return lines, best
-
-
-def heterogeneity(users: int, events: float, seeds: int, *, by_rule: bool) -> dict[str, Line]:
-    """All methods on orthogonal worlds; truth and the best labels from the same events come first."""
-    lines: dict[str, Line] = {}
-    for seed in range(seeds):
-        world, later = orthogonal(users, events, seed)
+def measured(world: SegmentWorld, later: Later | None, method: Method) -> Line:
+    """One line: fit, score, slopes where there are labels after the fit, and a second fit for the churn."""
+    found = method.fit(world, 0)
+    line = score(world, found)
+    if later is not None:
         half = user_half(world.inputs.users)
-        whole = slope_gain(world.truth, later, half)
-        answers = {
-            "true slope types": lambda w: Answer(np.eye(2)[w.truth], "", 0.0, 0.0),
-            "Bayes-optimal labels": lambda w: Answer(np.eye(2)[w.optimal], "", 0.0, 0.0),
-        } | methods(2 * BEHAVIOURS, by_rule=by_rule)
-        for name, answer in answers.items():
-            found, line = answer(world), lines.setdefault(name, Line())
-            score(line, world, found)
-            line.gain.append(slope_gain(found.q.argmax(axis=1), later, half))
-            line.captured.append(line.gain[-1] / whole)
-            say(f"orthogonal, seed {seed}, {name}", line)
-    return lines
+        line["gain"] = slope_gain(found.q.argmax(axis=1), later, half)
+        line["of_true"] = line["gain"] / slope_gain(world.truth, later, half)
+        line["of_best"] = line["gain"] / slope_gain(world.optimal, later, half)
+    if method.refit:
+        order = np.random.default_rng(1).permutation(world.inputs.n_users)
+        again = method.fit(world.permuted(order), 1).q[np.argsort(order)]
+        line |= churn(world, found.q, again)
+    return line
+
+
+def contestants(preset: str, options: Options) -> dict[str, Method]:
+    """All methods, and where the truth is two slope types these and the best labels before them."""
+    found = methods(GIVEN[preset], by_rule=options.by_rule, lifestream=options.lifestream)
+    if preset != "S0":
+        known = {
+            "true slope types": Method(lambda w, _: Answer(np.eye(2)[w.truth], "", 0.0, 0.0), refit=False),
+            "Bayes-optimal labels": Method(
+                lambda w, _: Answer(np.eye(2)[w.optimal], "", 0.0, 0.0), refit=False
+            ),
+        }
+        found = known | found
+    unknown = sorted(set(options.arms) - set(found))
+    if unknown:
+        raise SystemExit(f"--arms {','.join(unknown)}; allowed: all, {', '.join(found)}")
+    return {name: found[name] for name in found if not options.arms or name in options.arms}
+
+
+def drawn(preset: str, users: int, events: float, seed: int) -> tuple[SegmentWorld, Later | None]:
+    """The world of that name, with labels after the fit where slopes are at stake."""
+    if preset == "S0":
+        return thinned(users, events, seed), None
+    return (slope_types if preset == "S9" else orthogonal)(users, events, seed)
+
+
+def lines_of(preset: str, events: float, options: Options) -> dict[str, list[Line]]:
+    """Of every method one line a seed; a line in the folder is taken from there."""
+    found: dict[str, list[Line]] = {}
+    for seed in range(options.seeds):
+        draw = cache(lambda seed=seed: drawn(preset, options.users, events, seed))
+        place = options.folder / f"{preset}-{events:g}-{options.users}-{seed}"
+        for name, method in contestants(preset, options).items():
+            line = kept(place / f"{name.replace(' ', '-')}.json", draw, method)
+            found.setdefault(name, []).append(line)
+            say(f"{place.name}, {name}", line)
+    return found
+
+
+def kept(path: Path, draw: Draw, method: Method) -> Line:
+    """The line that this file holds under the same config, else measured and written there."""
+    config = CONFIG.model_dump(mode="json")
+    if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["config"] == config:
+        return dict(stored["line"])
+    with threadpool_limits(1):
+        line = measured(*draw(), method)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"config": config, "line": line}, indent=1), encoding="utf-8")
+    return line
 
 
 def say(what: str, line: Line) -> None:
     """Progress on standard error."""
-    more = f", gain {line.gain[-1]:.2f} %" if line.gain else ""
+    more = f", gain {line['gain']:.2f} %" if "gain" in line else ""
     print(
-        f"{what}: K {line.k[-1]}, ARI {line.ari[-1]:.3f}, {line.fit_s[-1]:.1f} s{more}; {line.reasons[-1]}",
+        f"{what}: K {line['k']}, ARI {line['ari']:.3f} of {line['best']:.3f}, {line['fit_s']:.1f} s{more}; "
+        f"{line['reason']}",
         file=sys.stderr, flush=True,
     )  # fmt: skip
 
 
-def mean(values: list[float]) -> float:
-    """Mean of the seeds, NaN left out."""
-    known = [v for v in values if np.isfinite(v)]
+def mean(lines: Sequence[Line], name: str) -> float:
+    """Mean over the seeds that have this figure, NaN where none has."""
+    known = [line[name] for line in lines if name in line and np.isfinite(line[name])]
     return float(np.mean(known)) if known else float("nan")
 
 
-def main(*, users: int, seeds: int, events: list[float], by_rule: bool) -> None:
-    """Print the tables; without `by_rule` mix and neural are only given their K."""
-    for level in events:
-        lines, best = composition(users, level, seeds, by_rule=by_rule)
-        print(
-            f"\nS0, {users:,} users, {level:g} events a user, {seeds} seeds: Bayes-optimal ARI {mean(best):.3f}"
-        )
-        print("| method | K | ARI | of Bayes | coverage | ARI there | fit users/s | apply users/s |")
-        print("|---|---|---|---|---|---|---|---|")
-        for name, line in lines.items():
-            speed = f"{users / mean(line.apply_s):,.0f}" if mean(line.apply_s) > 0 else ""
-            print(
-                f"| {name} | {', '.join(map(str, line.k))} | {mean(line.ari):.3f} | {mean(line.ratio):.2f} | "
-                f"{mean(line.coverage):.3f} | {mean(line.sure_ari):.3f} | {users / mean(line.fit_s):,.0f} | {speed} |",
-                flush=True,
-            )
-    found = heterogeneity(users, events[0], seeds, by_rule=by_rule)
-    print(f"\nOrthogonal world, {users:,} users, {events[0]:g} events a user, {seeds} seeds")
-    print("| segments | K | ARI to slope type | NE gain % | of attainable |")
-    print("|---|---|---|---|---|")
-    for name, line in found.items():
-        print(
-            f"| {name} | {', '.join(map(str, line.k))} | {mean(line.ari):.3f} | {mean(line.gain):.2f} | "
-            f"{mean(line.captured):.2f} |"
-        )
+def shown(lines: Sequence[Line], name: str, *, digits: int = 3) -> str:
+    """Mean over the seeds with the least and the largest, empty without any."""
+    known = [line[name] for line in lines if name in line and np.isfinite(line[name])]
+    if not known:
+        return ""
+    spread = f" [{min(known):.{digits}f}, {max(known):.{digits}f}]" if len(known) > 1 else ""
+    return f"{np.mean(known):.{digits}f}{spread}"
+
+
+def table(preset: str, events: float, options: Options, found: Mapping[str, Sequence[Line]]) -> list[str]:
+    """Markdown: one row a method; means of the seeds, with the least and the largest."""
+    best = mean([line for lines in found.values() for line in lines], "best")
+    slopes = preset != "S0"
+    rows = [
+        f"\n{preset}, {options.users:,} users, {events:g} events a user, {options.seeds} seeds; "
+        f"Bayes-optimal ARI {'to the slope type ' if slopes else ''}{best:.3f}\n",
+        "| method | K | ARI | of Bayes | coverage | ARI there | "
+        + ("NE gain of own slopes % | of the true types' | of the best labels' | " if slopes else "")
+        + "churn, argmax | churn, assigned | fit users/s | apply users/s |",
+        "|---" * (13 if slopes else 10) + "|",
+    ]
+    for name, lines in found.items():
+        cells = [
+            name,
+            ", ".join(str(line["k"]) for line in lines),
+            f"{mean(lines, 'ari'):.3f}",
+            shown(lines, "ratio"),
+        ]
+        cells += [f"{mean(lines, figure):.3f}" for figure in ("coverage", "sure_ari")]
+        if slopes:
+            cells += [
+                shown(lines, "gain", digits=2),
+                shown(lines, "of_true", digits=2),
+                shown(lines, "of_best", digits=2),
+            ]
+        cells += [
+            f"{100 * mean(lines, c):.1f} %" if "churn" in lines[0] else ""
+            for c in ("churn", "assigned_churn")
+        ]
+        seconds = (mean(lines, "fit_s"), mean(lines, "apply_s"))
+        cells += [f"{options.users / s:,.0f}" if s > 0 else "" for s in seconds]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def main(presets: Sequence[str], options: Options) -> None:
+    """Print a table a world and level of events; slopes are measured at the first level alone."""
+    unknown = sorted(set(presets) - set(PRESETS))
+    if unknown:
+        raise SystemExit(f"--presets {','.join(unknown)}; allowed: {', '.join(PRESETS)}")
+    torch.set_num_threads(1)
+    for preset in presets:
+        for events in options.events if preset == "S0" else options.events[:1]:
+            print("\n".join(table(preset, events, options, lines_of(preset, events, options))), flush=True)

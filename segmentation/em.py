@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from dynamix.segmentation.blocks import CountBlock, count_block
-from dynamix.segmentation.mixture import Mixture, Sums, e_step, m_step
+from dynamix.segmentation.mixture import Ints, Mixture, Sums, e_step, m_step
 
 T = TypeVar("T")
 Counts: TypeAlias = DataFrame | CountBlock
@@ -46,11 +46,12 @@ def fit(
     parts: tuple[int, ...],
     max_iter: int,
     prior: float,
+    group: Ints | None = None,
 ) -> list[Candidate]:
     """Iterate until every candidate has converged or `max_iter` is reached; the order is kept.
 
-    `counts` as of segmentation/counts.py, best persisted; `parts` names the windows that count. Results do not
-    depend on the partitioning: addends are on a 2^-20 grid, so sums are exact.
+    `counts` as of segmentation/counts.py, best persisted; `parts` names the windows that count; `group` (J,) as in
+    `m_step`. Results do not depend on the partitioning: addends are on a 2^-20 grid, so sums are exact.
     """
     current = list(candidates)
     for _ in range(max_iter):
@@ -59,16 +60,16 @@ def fit(
             break
         sums = _e_pass(counts, [current[i] for i in open_], width, parts)
         for i, total in zip(open_, sums, strict=True):
-            current[i] = _advance(current[i], total, prior)
+            current[i] = _advance(current[i], total, prior, group)
     return current
 
 
-def _advance(candidate: Candidate, sums: Sums, prior: float) -> Candidate:
+def _advance(candidate: Candidate, sums: Sums, prior: float, group: Ints | None) -> Candidate:
     gain = sums.loglik - candidate.loglik
     done = np.isfinite(candidate.loglik) and gain <= TOLERANCE * abs(sums.loglik)
     return replace(
         candidate,
-        mixture=m_step(sums, prior=prior),
+        mixture=m_step(sums, prior=prior, group=group),
         loglik=sums.loglik,
         iterations=candidate.iterations + 1,
         converged=bool(done),

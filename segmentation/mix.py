@@ -18,7 +18,7 @@ from dynamix.errors import GuardError
 from dynamix.segmentation.blocks import INPUT, NEXT, CountBlock, cell_width, count_block
 from dynamix.segmentation.em import ALL, HALF_A, HALF_B, Candidate, Counts, fit, user_half
 from dynamix.segmentation.guards import Choice, Trial, Verdict, choose, measure
-from dynamix.segmentation.mixture import Ints, Mixture, initial
+from dynamix.segmentation.mixture import Ints, Mixture, started
 
 SEED_USERS = 4000
 """Users with the most events, on which k-means starts the candidates."""
@@ -51,19 +51,20 @@ def fit_mixture(
     """
     width = cell_width(n_streams, dwell_bins=config.dwell_bins)
     group = np.arange(width) // N_DWELL_BINS if config.dwell_bins else np.arange(width)
-    seeds, half = _seed_users(counts, width)
+    seeds, half = _seed_users(counts, width, INPUT)
     starts = [s for k in range(1, config.k_max + 1) for s in _starts(seeds, half, group, k, config)]
     progress(f"segment: {len(starts)} candidates of K = 1..{config.k_max}")
     fitted = fit(
-        counts, starts, parts=(INPUT,), width=width, max_iter=config.max_iter, prior=config.emission_prior
-    )
+        counts, starts, parts=(INPUT,), width=width, max_iter=config.max_iter, prior=config.emission_prior,
+        group=group,
+    )  # fmt: skip
     trials = _trials(fitted, config)
     choice = choose(trials, measure(counts, trials, width=width), config=config)
     progress(f"segment: {choice.reason}")
     chosen = next(t for t in trials if t.k == choice.k)
     final = fit(
         counts, [Candidate(chosen.full)], parts=(INPUT, NEXT), width=width, max_iter=config.max_iter,
-        prior=config.emission_prior,
+        prior=config.emission_prior, group=group,
     )[0]  # fmt: skip
     return Fitted(final.mixture, choice, max(c.iterations for c in fitted) + final.iterations)
 
@@ -86,7 +87,7 @@ def fit_given(counts: Counts, *, n_streams: int, k: int, config: SegmentationCon
     """
     width = cell_width(n_streams, dwell_bins=config.dwell_bins)
     group = np.arange(width) // N_DWELL_BINS if config.dwell_bins else np.arange(width)
-    seeds, half = _seed_users(counts, width)
+    seeds, half = _seed_users(counts, width, INPUT, NEXT)
     starts = [start for start in _starts(seeds, half, group, k, config) if start.half == ALL]
     fitted = fit(
         counts,
@@ -95,15 +96,16 @@ def fit_given(counts: Counts, *, n_streams: int, k: int, config: SegmentationCon
         width=width,
         max_iter=config.max_iter,
         prior=config.emission_prior,
+        group=group,
     )
     best = max(fitted, key=lambda c: c.loglik)
     return Fitted(best.mixture, Choice(k, reason, (Verdict(k, float("nan"), {}, ""),)), best.iterations)
 
 
-def _seed_users(counts: Counts, width: int) -> tuple[sparse.csr_matrix, Ints]:
-    """Counts of the input window of the most active users (ties by id) and the half of each."""
+def _seed_users(counts: Counts, width: int, *parts: int) -> tuple[sparse.csr_matrix, Ints]:
+    """Counts in these windows of the users most active in the input window (ties by id) and the half of each."""
     found = _most_active(counts) if isinstance(counts, CountBlock) else _most_active_rows(counts)
-    seeds = found.matrix(width, INPUT)
+    seeds = found.matrix(width, *parts)
     if seeds.shape[0] == 0:
         raise GuardError(
             "segment: no user has a usable event in the segmenter's input window; ingest more days"
@@ -149,7 +151,7 @@ def _starts(
         restarts = 1 if k == 1 else config.restarts if which == ALL else min(config.restarts, HALF_RESTARTS)
         for restart in range(restarts):
             seed = config.seed + 1000 * k + 10 * restart + which + 1
-            mixture = initial(rows, k=k, group=group, prior=config.emission_prior, seed=seed)
+            mixture = started(rows, k=k, group=group, prior=config.emission_prior, seed=seed)
             starts.append(Candidate(mixture, which, restart))
     return starts
 

@@ -12,12 +12,15 @@ from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
 from dynamix.segmentation.mixture import (
+    BIN_EVENTS,
     Mixture,
+    Sums,
     adjusted_rand,
     e_step,
     initial,
     m_step,
     predictive,
+    started,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -69,6 +72,26 @@ def test_m_step_adds_the_priors_of_the_method() -> None:
     one = Mixture(np.log(np.array([[0.5, 0.5]])), np.zeros(1))
     two = m_step(e_step(one, sparse.csr_matrix(counts)), prior=0.5)
     assert np.exp(two.log_p[0]) == pytest.approx([2.5 / 7, 4.5 / 7])  # (2 + a, 4 + a) / (6 + 2a)
+
+
+def test_dwell_bins_of_a_component_are_drawn_to_those_of_all_users() -> None:
+    group = np.array([0, 0, 1, 1])  # two streams of two bins
+    cells = np.array([[600.0, 400.0, 0.0, 0.0], [100.0, 900.0, 30.0, 10.0]])
+    found = np.exp(m_step(Sums(cells, np.array([3.0, 5.0]), 0.0), prior=0.5, group=group).log_p)
+    pooled = np.array([700.5 / 2001, 1300.5 / 2001, 30.5 / 41, 10.5 / 41])  # a in every cell
+    stream = np.array([[1000.5, 0.5], [1000.5, 40.5]]) / np.array([[1001.0], [1041.0]])
+    own = (cells + BIN_EVENTS * pooled) / (np.array([[1000.0, 0.0], [1000.0, 40.0]]) + BIN_EVENTS)[:, group]
+    assert found == pytest.approx(stream[:, group] * own)
+    assert found.sum(axis=1) == pytest.approx([1, 1])
+    many = m_step(Sums(cells * 1e5, np.array([3.0, 5.0]), 0.0), prior=0.5, group=group)
+    assert np.exp(many.log_p[1, :2]) == pytest.approx(cells[1, :2] / cells[1].sum(), rel=1e-3)
+
+
+def test_streams_alone_as_cells_have_no_bins_to_draw() -> None:
+    counts, _ = planted(300, 8)
+    sums = e_step(start(counts, 3), sparse.csr_matrix(counts))
+    plain, grouped = m_step(sums, prior=0.5), m_step(sums, prior=0.5, group=np.arange(4))
+    assert grouped.log_p == pytest.approx(plain.log_p) and np.array_equal(grouped.log_pi, plain.log_pi)
 
 
 def test_sums_are_bitwise_the_same_in_any_order_and_any_blocks() -> None:
@@ -143,3 +166,20 @@ def test_seed_streams_are_not_drowned_by_their_dwell_bins() -> None:
     counts = sparse.csr_matrix(bins.reshape(200, 4).astype(float))
     mixture = initial(counts, k=2, group=np.array([0, 0, 1, 1]), prior=0.5, seed=0)
     assert adjusted_rand_score(kind, mixture.posterior(counts).argmax(axis=1)) > 0.95
+
+
+def test_a_start_knows_streams_and_takes_the_dwell_bins_of_all_users() -> None:
+    rng = np.random.default_rng(4)
+    kind = (rng.random(1500) < 0.4).astype(np.int64)
+    stream = np.array([rng.multinomial(6, [0.7, 0.3] if k else [0.2, 0.8]) for k in kind])
+    low = rng.binomial(stream, [0.3, 0.6])  # bins say nothing of the kind
+    bins = np.stack([low, stream - low], axis=2).reshape(1500, 4).astype(float)
+    group = np.array([0, 0, 1, 1])
+    found = started(sparse.csr_matrix(bins), k=2, group=group, prior=0.5, seed=0)
+    by_stream = np.exp(found.log_p).reshape(2, 2, 2).sum(axis=2)
+    assert np.sort(by_stream[:, 0]) == pytest.approx([0.2, 0.7], abs=0.06)
+    pooled = bins.sum(axis=0).reshape(2, 2)
+    expected = pooled / pooled.sum(axis=1, keepdims=True)
+    shares = np.exp(found.log_p).reshape(2, 2, 2) / by_stream[:, :, None]
+    assert shares == pytest.approx(np.stack([expected, expected]), abs=1e-3)
+    assert np.exp(found.log_p).sum(axis=1) == pytest.approx([1, 1])
