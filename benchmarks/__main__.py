@@ -104,6 +104,15 @@ def main() -> int:
     parser.add_argument("--share", default="0.5", help="of the tokens that arms keep, or ours, for headline")
     parser.add_argument("--rows", type=int, default=0, help="training rows at most, 0 = all, for headline")
     parser.add_argument("--curve", default="", help="shares of the tokens for four arms, for headline")
+    parser.add_argument(
+        "--main-seeds", type=int, default=0, help="of all events, one segment and ours, for headline"
+    )
+    parser.add_argument(
+        "--flops",
+        action="store_true",
+        help="rows/s with the history at 20, 50, 80 %% of the FLOPs, for headline",
+    )
+    parser.add_argument("--threads", type=int, default=2, help="of torch, for headline")
     options = parser.parse_args()
     options.users = options.users or {"headline": 3_000, "rankers": 4_000, "soak": 300, "warm": 1_500}.get(
         options.what, 20_000
@@ -216,7 +225,8 @@ def train_headline(options: argparse.Namespace, folder: Path) -> None:
     chosen = headline.Options(
         arms=headline.chosen_arms(options.arms), seeds=int(options.seeds or 2), max_rows=options.rows,
         share=None if options.share == "ours" else float(options.share),
-        curve=[float(share) for share in options.curve.split(",") if share],
+        curve=[float(share) for share in options.curve.split(",") if share], main_seeds=options.main_seeds,
+        flops=options.flops, settings=[f"train.threads={options.threads}"],
     )  # fmt: skip
     headline.main((options.presets or "S1").split(","), folder, users=options.users, options=chosen)
 

@@ -6,7 +6,7 @@ What Spark makes is stored beside the world, so that a stopped benchmark goes on
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -201,11 +201,14 @@ def load_statistics(path: Path) -> Statistics:
     return Statistics(sums, heads, together, place, settings, recent)
 
 
-def load(place: Path, *, max_rows: int) -> HeadlineWorld:
-    """The world of a folder that `prepare` has filled, at most about `max_rows` training rows (0 = all)."""
+def load(place: Path, *, max_rows: int, settings: Sequence[str] = ()) -> HeadlineWorld:
+    """The world of a folder that `prepare` has filled, at most about `max_rows` training rows (0 = all).
+
+    `settings` of the config stand above those that the world was made with; none may touch what `prepare` has stored.
+    """
     facts = json.loads((place / "facts.json").read_text(encoding="utf-8"))
     events = Path(facts["events"])
-    config = load_config(files=[events / "dynamix.yaml"], settings=SETTINGS)
+    config = load_config(files=[events / "dynamix.yaml"], settings=[*SETTINGS, *settings])
     loaded = load_rows(facts["files"], heads=config.heads(), item_buckets=config.train.item_buckets)
     rows = used_rows(loaded, max_rows=max_rows)
     simulated = (events / "truth_cells").exists()
