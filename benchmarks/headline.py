@@ -257,7 +257,7 @@ def curve_of(world: HeadlineWorld, options: Options, base: Result) -> dict[str, 
 
 
 def result_of(world: HeadlineWorld, name: str, tokens: int, options: Options) -> Result:
-    """The arm's predictions on the test part; seeds that lie in the folder from the same choices are not trained again."""
+    """The arm's predictions on the test part; stored seeds of the same choices are not trained again."""
     arm, keep = ARMS[name], None
     made = []
     for seed in range(options.seeds_of(name)):
