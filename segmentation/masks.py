@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dynamix.config import MaskConfig
+from dynamix.contracts import COLD_SEGMENT
 from dynamix.features.relevance import CellSums
 from dynamix.segmentation.bounds import cell_budget, of_entropy, support_needed
 from dynamix.segmentation.cells import BOTH, Cell, Statistics
@@ -113,8 +114,10 @@ def judge(
     besides = beside_each_other(statistics, evidence, joint, config)
     passing = _negligible(joint.cells, evidence, besides)
     flips = {c: two for c in statistics.cells if (two := flip(statistics, c, config)) is not None}
-    dropped = passing - most - flips.keys()
-    found = Findings(joint, besides, passing, dropped, flips, carriers(statistics, evidence, dropped))
+    going = passing - most - flips.keys()
+    spared = spared_cold(going, statistics)
+    dropped = going - spared.keys()
+    found = Findings(joint, besides, passing, dropped, flips, carriers(statistics, evidence, dropped), spared)
     return [
         _verdict(cell, statistics, {h: e[cell] for h, e in evidence.items()}, found, config)
         for cell in statistics.cells
@@ -124,7 +127,8 @@ def judge(
 @dataclass(frozen=True)
 class Findings:
     """What is known of all cells together: the joint bound, relevance beside other streams, cells that pass every rule,
-    those of them that go, attribution settings that contradict each other, and what carries a redundant cell."""
+    those of them that go, attribution settings that contradict each other, what carries a redundant cell, and cells of
+    the cold segment that another segment, named by its id, keeps."""
 
     joint: Joint
     besides: Besides
@@ -132,6 +136,7 @@ class Findings:
     dropped: Collection[Cell]
     flips: Mapping[Cell, Flip]
     carriers: Mapping[Cell, str]
+    spared: Mapping[Cell, int]
 
     def checks(self, cell: Cell, head: str) -> list[Check]:
         """The check beside other streams, where there is one."""
@@ -177,6 +182,20 @@ def is_carried(e: Evidence, beside: Beside | None) -> bool:
     """Relevance alone is shown, and little of it is left beside the streams before: they tell the same."""
     shown = e.effect_decides and e.effect.lcb > 0
     return shown and beside is not None and beside.relevance <= CARRIED_SHARE * e.effect.relevance
+
+
+def spared_cold(going: Collection[Cell], statistics: Statistics) -> dict[Cell, int]:
+    """Cells of segment 0 that would go although another segment keeps the stream: the first such segment.
+
+    A cold user is one of another segment soon, so the own statistics of the cold are not enough (docs/method.md A.10).
+    Where all users are in one segment, nothing is spared.
+    """
+    head = statistics.heads[0]
+    held = [
+        c for c in statistics.cells if c[0] != COLD_SEGMENT and (own := statistics.of(c, head)) and own.tokens
+    ]
+    keeping = {stream: segment for segment, stream in reversed(held) if (segment, stream) not in going}
+    return {cell: keeping[cell[1]] for cell in going if cell[0] == COLD_SEGMENT and cell[1] in keeping}
 
 
 def carriers(
@@ -294,6 +313,8 @@ def _say(
             f"attribution: {flip.head} at least {100 * flip.at_least:.3f} % of H by setting {flip.matters}, at most "
             f"{100 * flip.at_most:.3f} % by {flip.negligible}; {numbers}"
         )
+    if cell in found.spared:
+        return "keep", f"cold: negligible here, but segment {found.spared[cell]} keeps the stream; {numbers}"
     if cell in found.passing:
         return "keep", f"most relevant stream of its segment: {numbers}"
     if e.curvature.lcb > 0 and x.lcb <= 0:

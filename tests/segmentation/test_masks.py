@@ -97,6 +97,20 @@ def test_the_most_relevant_stream_of_each_segment_stays_even_if_all_are_null() -
         assert own[kept[0]].reason.startswith("most relevant stream of its segment")
 
 
+def test_the_cold_segment_drops_only_what_every_other_segment_drops() -> None:
+    plan = {(g, f): NULL for g in (0, 1, 2) for f in ("everywhere", "once", "absent")}
+    plan |= {(g, "strong"): STRONG for g in (0, 1, 2)} | {(2, "once"): STRONG}
+    plan |= {(g, "absent"): NULL | {"presence": 0.0, "tokens": 0.0} for g in (1, 2)}
+    found = by_cell(judge(statistics(plan), CONFIG))
+    assert {f: found[0, f].verdict for f in ("everywhere", "once", "absent", "strong")} == {
+        "everywhere": "drop", "once": "keep", "absent": "drop", "strong": "keep",
+    }  # fmt: skip
+    assert found[0, "once"].reason.startswith("cold: negligible here, but segment 2 keeps the stream; ")
+    assert found[1, "once"].verdict == "drop"
+    alone = by_cell(judge(statistics({c: x for c, x in plan.items() if c[0] == 0}), CONFIG))
+    assert alone[0, "once"].verdict == "drop"  # one segment for all is not a cold one
+
+
 def test_a_cell_must_pass_for_every_head() -> None:
     plan = {
         (1, "strong"): STRONG,
