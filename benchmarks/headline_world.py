@@ -73,7 +73,7 @@ class HeadlineWorld:
         if view == "own":
             return self.rows.segment
         if view == "tier":
-            return self.rows.tier
+            return 1 + self.rows.tier
         if view == "one":
             return np.zeros(len(self.rows), np.int64)
         users, code = np.unique(self.rows.user, return_inverse=True)
@@ -123,7 +123,7 @@ def prepare(source: str, folder: Path, *, users: int, seed: int) -> Path:
     )
     frames = {
         "own": (segments, names),
-        "tier": (tiers(segments), {0: "passive", 1: "active"}),
+        "tier": (tiers(segments), {1: "passive", 2: "active"}),
         "shuffled": (for_all_time(run.spark, dealt), names),
     }
     for view, (frame, named) in frames.items():
@@ -143,8 +143,8 @@ def prepare(source: str, folder: Path, *, users: int, seed: int) -> Path:
 
 
 def tiers(segments: DataFrame) -> DataFrame:
-    """The same stretches of time with the activity tier as the segment: 0 passive, 1 active."""
-    return segments.withColumn("segment_id", (F.col("tier") == "active").cast("int"))
+    """The same stretches of time with the activity tier as the segment: 1 passive, 2 active, none of them cold."""
+    return segments.withColumn("segment_id", F.lit(1) + (F.col("tier") == "active").cast("int"))
 
 
 def keep_all_files(run: Run, segments: DataFrame) -> list[str]:

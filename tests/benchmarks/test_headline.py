@@ -37,9 +37,10 @@ IDS = {"acts": 0, "null": 1, "rare": 2}
 
 def made(folder: Path, rows: JaggedRows) -> HeadlineWorld:
     """A world of two segments in which stream `acts` alone acts, with statistics that say so, stored in the folder."""
-    cells = {(g, f): {"dwell": 0.4 if f == "acts" else 0.0} for g in (0, 1) for f in IDS}
-    measured = Measured(sums_of(cells), "s1", {0: "cold", 1: "one"}, tuple(IDS), date(2026, 1, 1))
     for view in VIEWS:
+        ids = (1, 2) if view == "tier" else (0, 1)
+        cells = {(g, f): {"dwell": 0.4 if f == "acts" else 0.0} for g in ids for f in IDS}
+        measured = Measured(sums_of(cells), "s1", {g: f"{g}" for g in ids}, tuple(IDS), date(2026, 1, 1))
         store_statistics(folder / f"{view}.npz", measured)
     segment = np.asarray(rows.user % 2)
     users = np.unique(rows.user).tolist()
@@ -89,7 +90,7 @@ def test_views_give_rows_their_segments(world: HeadlineWorld) -> None:
     assert np.array_equal(world.segment("own"), world.rows.user % 2)
     assert np.array_equal(world.segment("planted"), world.rows.user % 2)
     assert np.array_equal(world.segment("shuffled"), world.rows.user % 3 % 2)
-    assert np.array_equal(world.segment("tier"), world.rows.tier)
+    assert np.array_equal(world.segment("tier"), 1 + world.rows.tier)
     assert not world.segment("one").any()
 
 
