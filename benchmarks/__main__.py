@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument("--events", default="50,15,5,1.5", help="mean events a user, for segmenters")
     parser.add_argument("--folder", type=Path, help="where worlds are kept between runs (default: temporary)")
     parser.add_argument(
-        "--settings", default=",".join(gates.SETTINGS), help="of the config, for gates, drift"
+        "--settings", default=",".join(gates.SETTINGS), help="of the config, for gates, drift, headline"
     )
     parser.add_argument(
         "--rounds", type=int, default=9, help="of each cell of the kernels, and of the quality gate"
@@ -107,6 +107,14 @@ def main() -> int:
     parser.add_argument("--share", default="0.5", help="of the tokens that arms keep, or ours, for headline")
     parser.add_argument("--rows", type=int, default=0, help="training rows at most, 0 = all, for headline")
     parser.add_argument("--curve", default="", help="shares of the tokens for four arms, for headline")
+    parser.add_argument(
+        "--main-seeds", type=int, default=0, help="of all events, one segment and ours, for headline"
+    )
+    parser.add_argument(
+        "--flops",
+        action="store_true",
+        help="rows/s with the history at 20, 50, 80 %% of the FLOPs, for headline",
+    )
     options = parser.parse_args()
     options.users = options.users or {"headline": 3_000, "rankers": 4_000, "soak": 300, "warm": 1_500}.get(
         options.what, 20_000
@@ -231,7 +239,8 @@ def train_headline(options: argparse.Namespace, folder: Path) -> None:
     chosen = headline.Options(
         arms=headline.chosen_arms(options.arms), seeds=int(options.seeds or 2), max_rows=options.rows,
         share=None if options.share == "ours" else float(options.share),
-        curve=[float(share) for share in options.curve.split(",") if share],
+        curve=[float(share) for share in options.curve.split(",") if share], main_seeds=options.main_seeds,
+        flops=options.flops, settings=options.settings.split(","),
     )  # fmt: skip
     headline.main((options.presets or "S1").split(","), folder, users=options.users, options=chosen)
 

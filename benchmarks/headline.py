@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from benchmarks.headline_arms import (
     thinned,
     within,
 )
+from benchmarks.headline_flops import SHARES, TIMED, model_at, rate_lines
 from benchmarks.headline_learned import by_budget, closed_first, learned_gates
 from benchmarks.headline_masks import (
     as_decided,
@@ -40,12 +41,15 @@ from benchmarks.headline_masks import (
 )
 from benchmarks.headline_table import Result, compared, history_line, table, throughputs, worth_lines
 from benchmarks.headline_world import HeadlineWorld, load, prepare
+from benchmarks.worlds import SETTINGS
 from dynamix.models.ranker import RankerConfig
 from dynamix.models.train import ArmSpec, predict, ranker_config, train_arm
 
 EVERYTHING, OURS, ONE, DECIDED, BOOSTED, ORACLE_OWN = "all", "ours", "one", "decided", "boosted", "oracle-own"
 DEFAULT_ARMS = (EVERYTHING, "last", "thinning", "streams", "global", ONE, OURS, "quota")
 CURVE_ARMS = ("last", "streams", ONE, OURS)
+MAIN_ARMS = (EVERYTHING, ONE, OURS)
+"""Arms that get `main_seeds`."""
 PAIRS = (
     ("worth of segments, removal against one mask for all", OURS, ONE),
     ("worth of segments, with quotas", "quota", "one-quota"),
@@ -76,13 +80,23 @@ class Arm:
 
 @dataclass(frozen=True)
 class Options:
-    """What a run asks for; `share` None takes the tokens that the product's own mask keeps."""
+    """What a run asks for; `share` None takes the tokens that the product's own mask keeps.
+
+    `main_seeds` are the seeds of MAIN_ARMS where that is more than `seeds`; `flops` also times rankers in which the
+    history is a fifth, half and four fifths of the FLOPs; `settings` are of the config, above the world's own.
+    """
 
     arms: Sequence[str]
     seeds: int = 2
+    main_seeds: int = 0
     share: float | None = 0.5
     max_rows: int = 0
     curve: Sequence[float] = ()
+    flops: bool = False
+    settings: Sequence[str] = SETTINGS
+
+    def seeds_of(self, arm: str) -> int:
+        return max(self.seeds, self.main_seeds) if arm in MAIN_ARMS else self.seeds
 
 
 def masked(view: str, order: Callable[..., list[Cut]], *, free: bool = False) -> Callable[..., Bools]:
@@ -183,7 +197,8 @@ def main(sources: Sequence[str], folder: Path, *, users: int, options: Options) 
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
     for source in sources:
-        world = load(prepare(source, folder, users=users, seed=0), max_rows=options.max_rows)
+        place = prepare(source, folder, users=users, seed=0, settings=options.settings)
+        world = load(place, max_rows=options.max_rows, settings=options.settings)
         found[world.name] = measure_world(world, options)
         (folder / "headline.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
 
@@ -199,17 +214,32 @@ def measure_world(world: HeadlineWorld, options: Options) -> dict[str, Any]:
     parts = ", ".join(f"{len(rows.select(p)):,} {p}" for p in ("train", "validate", "test"))
     print(
         f"\n### {world.name}: {parts} rows of {len(np.unique(rows.user)):,} users, {rows.tokens_per_row:.1f} tokens a "
-        f"row, {options.seeds} seeds; arms at {tokens / rows.tokens:.1%} of the tokens\n"
+        f"row, {seeds_line(options)}; arms at {tokens / rows.tokens:.1%} of the tokens\n"
     )
     against = compared(world, results, base=EVERYTHING, ours=OURS if OURS in names else None)
     lines = table(against, speeds, {n: ARMS[n].says for n in names})
     lines += ["", *worth_lines(world, {r.name: r for r in results}, pairs=PAIRS), *removed_line(against)]
     lines.append(history_line(world, model_of(world), share=tokens / rows.tokens))
+    if options.flops:
+        lines += flops_lines(world, {r.name: r.keep for r in results if r.name in TIMED})
     print("\n".join(lines), flush=True)
     curve = {}
     if options.curve:
         curve = curve_of(world, options, results[0])
     return {"tokens": tokens, "arms": against, "throughput": speeds, "curve": curve, "table": lines}
+
+
+def seeds_line(options: Options) -> str:
+    """`2 seeds`, or how many the main arms have."""
+    if options.main_seeds <= options.seeds:
+        return f"{options.seeds} seeds"
+    return f"{options.seeds} seeds, {options.main_seeds} of {', '.join(MAIN_ARMS)}"
+
+
+def flops_lines(world: HeadlineWorld, keeps: Mapping[str, Bools]) -> list[str]:
+    """Rows per second of arms in rankers in which the history weighs less and more than in this one."""
+    models = {share: model_at(world.rows, model_of(world), share) for share in SHARES}
+    return rate_lines(world.rows, keeps, models, world.config.train)
 
 
 def target(world: HeadlineWorld, options: Options) -> int:
@@ -246,42 +276,39 @@ def curve_of(world: HeadlineWorld, options: Options, base: Result) -> dict[str, 
 
 
 def result_of(world: HeadlineWorld, name: str, tokens: int, options: Options) -> Result:
-    """The arm's predictions on the test part: from the folder where it was trained with the same choices, else now."""
-    arm = ARMS[name]
-    key = {
-        "arm": name, "tokens": 0 if arm.free else tokens, "seeds": options.seeds, "rows": len(world.rows),
-        "all_tokens": world.rows.tokens, "config": world.config.digest("mask", "train", "labels", "history"),
-    }  # fmt: skip
-    path = world.folder / f"{name}{'' if arm.free else f'-{tokens}'}-{options.seeds}.json"
-    if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
-        return Result.load(path, stored, world.rows_for(longer=arm.longer).tokens)
-    started = time.monotonic()
-    result = trained(world, name, arm, tokens, options)
-    result.save(path, key, seconds=time.monotonic() - started)
-    return result
+    """The arm's predictions on the test part; stored seeds of the same choices are not trained again."""
+    arm, keep = ARMS[name], None
+    made = []
+    for seed in range(options.seeds_of(name)):
+        key = {
+            "arm": name, "tokens": 0 if arm.free else tokens, "seed": seed, "rows": len(world.rows),
+            "all_tokens": world.rows.tokens, "config": world.config.digest("mask", "train", "labels", "history"),
+        }  # fmt: skip
+        path = world.folder / f"{name}{'' if arm.free else f'-{tokens}'}-seed{seed}.json"
+        if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
+            made.append(Result.load(path, stored, world.rows_for(longer=arm.longer).tokens))
+            continue
+        if keep is None or arm.drawn:
+            keep = arm.keep(world, tokens, seed)
+        started = time.monotonic()
+        made.append(trained(world, name, keep, tokens, seed))
+        made[-1].save(path, key, seconds=time.monotonic() - started)
+    return Result.together(made)
 
 
-def trained(world: HeadlineWorld, name: str, arm: Arm, tokens: int, options: Options) -> Result:
-    """One ranker a seed on what the arm keeps."""
-    config, every = world.config.train, world.rows_for(longer=arm.longer)
-    rows = every
-    keeps: list[Bools] = []
-    p, kept, passes = [], [], []
-    for seed in range(options.seeds):
-        if seed == 0 or arm.drawn:
-            keeps.append(arm.keep(world, tokens, seed))
-            rows = every.keep_events(keeps[-1])
-            if not arm.free and abs(rows.tokens - tokens) > len(rows):
-                raise ValueError(f"arm {name!r} keeps {rows.tokens} events, not {tokens} within one a row")
-        say(f"headline: {name} seed {seed}, {rows.tokens_per_row:.1f} tokens a row")
-        spec = ArmSpec(name, "headline", seed)
-        made = train_arm(spec, rows, model_config=model_of(world), config=config)
-        test = rows.select("test")
-        p.append(predict(made.model, test, batch_size=4 * config.batch_size)[world.head])
-        kept.append((rows.tokens_per_row, test.tokens_per_row))
-        losses = [e["validate_loss"] for e in made.epochs]
-        passes.append((1 + int(np.argmin(losses)), len(losses)))
-    return Result(name, np.stack(p), keeps[0], kept, passes)
+def trained(world: HeadlineWorld, name: str, keep: Bools, tokens: int, seed: int) -> Result:
+    """One ranker on what the arm keeps. ValueError where that is more than one event a row off `tokens`."""
+    arm, config = ARMS[name], world.config.train
+    rows = world.rows_for(longer=arm.longer).keep_events(keep)
+    if not arm.free and abs(rows.tokens - tokens) > len(rows):
+        raise ValueError(f"arm {name!r} keeps {rows.tokens} events, not {tokens} within one a row")
+    say(f"headline: {name} seed {seed}, {rows.tokens_per_row:.1f} tokens a row")
+    made = train_arm(ArmSpec(name, "headline", seed), rows, model_config=model_of(world), config=config)
+    test = rows.select("test")
+    p = predict(made.model, test, batch_size=4 * config.batch_size)[world.head]
+    losses = [e["validate_loss"] for e in made.epochs]
+    passes = (1 + int(np.argmin(losses)), len(losses))
+    return Result(name, p[None, :], keep, [(rows.tokens_per_row, test.tokens_per_row)], [passes])
 
 
 def say(text: str) -> None:

@@ -26,7 +26,7 @@ BATCHES, ROUNDS = 6, 5
 
 @dataclass(frozen=True)
 class Result:
-    """One trained arm: p (S, R) of the test part, keep (N,) of the first seed, and per seed what it kept and learned.
+    """An arm's rankers of S seeds: p (S, R) of the test part, keep (N,) of the first, and what each kept and learned.
 
     `kept`: tokens a row of all rows and of the test part; `passes`: the pass that was kept, of how many.
     """
@@ -42,6 +42,14 @@ class Result:
         np.savez_compressed(path.with_suffix(".npz"), p=self.p, keep=np.packbits(self.keep))
         content = {"key": key, "kept": self.kept, "passes": self.passes, "seconds": round(seconds, 1)}
         path.write_text(json.dumps(content), encoding="utf-8")
+
+    @classmethod
+    def together(cls, seeds: Sequence[Result]) -> Result:
+        """Results of one seed each as one; `keep` is that of the first."""
+        first = seeds[0]
+        p = np.concatenate([s.p for s in seeds])
+        kept, passes = ([x for s in seeds for x in own(s)] for own in (lambda s: s.kept, lambda s: s.passes))
+        return cls(first.name, p, first.keep, kept, passes)
 
     @classmethod
     def load(cls, path: Path, stored: Mapping[str, Any], events: int) -> Result:

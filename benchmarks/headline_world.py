@@ -6,7 +6,7 @@ What Spark makes is stored beside the world, so that a stopped benchmark goes on
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,7 +79,7 @@ class HeadlineWorld:
         if view == "own":
             return self.rows.segment
         if view == "tier":
-            return self.rows.tier
+            return 1 + self.rows.tier
         if view == "one":
             return np.zeros(len(self.rows), np.int64)
         users, code = np.unique(self.rows.user, return_inverse=True)
@@ -109,10 +109,11 @@ def main_head(config: Config) -> str:
     return "conversion" if "conversion" in heads else heads[0]
 
 
-def prepare(source: str, folder: Path, *, users: int, seed: int) -> Path:
+def prepare(source: str, folder: Path, *, users: int, seed: int, settings: Sequence[str] = SETTINGS) -> Path:
     """Simulate and run the cycle where that has not been done; the folder that `load` reads.
 
-    `source` is a preset, or a folder with events and dynamix.yaml (a real set as `dynamix import` writes it).
+    `source` is a preset, or a folder with events and dynamix.yaml (a real set as `dynamix import` writes it). Worlds
+    under other `settings` of histories, labels or boosts belong into another `folder`.
     """
     real = (Path(source) / "dynamix.yaml").is_file()
     name = Path(source).name if real else f"{source}-{users}-{seed}"
@@ -122,7 +123,7 @@ def prepare(source: str, folder: Path, *, users: int, seed: int) -> Path:
     events = Path(source) if real else folder / name
     if not (events / "dynamix.yaml").is_file():
         simulate(events, preset=source, users=users, days=42, seed=seed)
-    run = cycle_to_masks(events, folder / f"{name}-warehouse")
+    run = cycle_to_masks(events, folder / f"{name}-warehouse", settings)
     place.mkdir(parents=True, exist_ok=True)
     segments, version, names = newest_segments(run)
     current = segments.where("valid_to IS NULL").select("user_id", "segment_id").orderBy("user_id").toPandas()
@@ -131,7 +132,7 @@ def prepare(source: str, folder: Path, *, users: int, seed: int) -> Path:
     )
     frames = {
         "own": (segments, names),
-        "tier": (tiers(segments), {0: "passive", 1: "active"}),
+        "tier": (tiers(segments), {1: "passive", 2: "active"}),
         "shuffled": (for_all_time(run.spark, dealt), names),
     }
     for view, (frame, named) in frames.items():
@@ -152,8 +153,8 @@ def prepare(source: str, folder: Path, *, users: int, seed: int) -> Path:
 
 
 def tiers(segments: DataFrame) -> DataFrame:
-    """The same stretches of time with the activity tier as the segment: 0 passive, 1 active."""
-    return segments.withColumn("segment_id", (F.col("tier") == "active").cast("int"))
+    """The same stretches of time with the activity tier as the segment: 1 passive, 2 active, none of them cold."""
+    return segments.withColumn("segment_id", F.lit(1) + (F.col("tier") == "active").cast("int"))
 
 
 def keep_all_files(run: Run, segments: DataFrame, *, version: str = KEEP_ALL) -> list[str]:
@@ -214,11 +215,14 @@ def load_statistics(path: Path) -> Statistics:
     return Statistics(sums, heads, together, place, settings, recent, beyond)
 
 
-def load(place: Path, *, max_rows: int) -> HeadlineWorld:
-    """The world of a folder that `prepare` has filled, at most about `max_rows` training rows (0 = all)."""
+def load(place: Path, *, max_rows: int, settings: Sequence[str] = SETTINGS) -> HeadlineWorld:
+    """The world of a folder that `prepare` has filled, at most about `max_rows` training rows (0 = all).
+
+    `settings` are those of `prepare`; of `mask` (but boosts) and `train` they may differ, as nothing stored rests on them.
+    """
     facts = json.loads((place / "facts.json").read_text(encoding="utf-8"))
     events = Path(facts["events"])
-    config = load_config(files=[events / "dynamix.yaml"], settings=SETTINGS)
+    config = load_config(files=[events / "dynamix.yaml"], settings=list(settings))
 
     def loaded(files: list[str]) -> JaggedRows:
         return used_rows(

@@ -89,10 +89,10 @@ def measure_world(preset: str, folder: Path, *, users: int, seed: int) -> dict[s
     return found
 
 
-def cycle_to_masks(events: Path, warehouse: Path) -> Run:
+def cycle_to_masks(events: Path, warehouse: Path, settings: Sequence[str] = SETTINGS) -> Run:
     """The cycle up to the masks on a folder of events with its dynamix.yaml; steps that are done are skipped."""
     spark, place = get_spark(), Warehouse(warehouse)
-    config = load_config(files=[events / "dynamix.yaml"], settings=SETTINGS)
+    config = load_config(files=[events / "dynamix.yaml"], settings=list(settings))
     run = Run(spark, place, config, latest_run_date(spark, place, config, str(events)), new_run_id())
     for verb in ("ingest", "features", "segment", "mask"):
         execute(run, verb, skip=True, source=str(events) if verb == "ingest" else None)

@@ -13,6 +13,7 @@ import pytest
 from headline_rows import HEAD, acting_rows, rows_of, sums_of
 
 from benchmarks import headline
+from benchmarks.headline_flops import history_share, model_at, rate_lines
 from benchmarks.headline_learned import by_budget, closed_first, learned_gates
 from benchmarks.headline_table import compared, scored, table, throughputs, worth_lines
 from benchmarks.headline_world import VIEWS, HeadlineWorld, load_statistics, store_statistics, used_rows
@@ -36,9 +37,10 @@ IDS = {"acts": 0, "null": 1, "rare": 2}
 
 def made(folder: Path, rows: JaggedRows) -> HeadlineWorld:
     """A world of two segments in which stream `acts` alone acts, with statistics that say so, stored in the folder."""
-    cells = {(g, f): {"dwell": 0.4 if f == "acts" else 0.0} for g in (0, 1) for f in IDS}
-    measured = Measured(sums_of(cells), "s1", {0: "cold", 1: "one"}, tuple(IDS), date(2026, 1, 1))
     for view in VIEWS:
+        ids = (1, 2) if view == "tier" else (0, 1)
+        cells = {(g, f): {"dwell": 0.4 if f == "acts" else 0.0} for g in ids for f in IDS}
+        measured = Measured(sums_of(cells), "s1", {g: f"{g}" for g in ids}, tuple(IDS), date(2026, 1, 1))
         store_statistics(folder / f"{view}.npz", measured)
     segment = np.asarray(rows.user % 2)
     users = np.unique(rows.user).tolist()
@@ -112,7 +114,7 @@ def test_views_give_rows_their_segments(world: HeadlineWorld) -> None:
     assert np.array_equal(world.segment("own"), world.rows.user % 2)
     assert np.array_equal(world.segment("planted"), world.rows.user % 2)
     assert np.array_equal(world.segment("shuffled"), world.rows.user % 3 % 2)
-    assert np.array_equal(world.segment("tier"), world.rows.tier)
+    assert np.array_equal(world.segment("tier"), 1 + world.rows.tier)
     assert not world.segment("one").any()
 
 
@@ -228,3 +230,32 @@ def test_a_whole_world_is_measured_and_told(world: HeadlineWorld, capsys: pytest
     shown = capsys.readouterr().out
     assert "worth of segments, removal against one mask for all:" in shown
     assert "tokens removed: ours as decided" in shown and "| 50% | " in shown
+
+
+def test_main_arms_get_more_seeds_and_earlier_ones_are_kept(
+    world: HeadlineWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = world.rows.tokens // 2
+    options = headline.Options(arms=(), seeds=1, main_seeds=2)
+    assert [options.seeds_of(n) for n in ("all", "one", "ours", "last")] == [2, 2, 2, 1]
+    two = headline.result_of(world, "ours", tokens, options)
+    seen: list[int] = []
+    real = headline.trained
+    monkeypatch.setattr(headline, "trained", lambda *given: seen.append(given[-1]) or real(*given))
+    three = headline.result_of(world, "ours", tokens, replace(options, main_seeds=3))
+    assert seen == [2]  # the two stored ones are read
+    assert np.array_equal(three.p[:2], two.p) and three.p.shape[0] == 3
+    assert not np.array_equal(three.p[2], two.p[1])
+
+
+def test_rankers_are_found_in_which_the_history_has_a_share_of_the_flops(world: HeadlineWorld) -> None:
+    base = headline.model_of(world)
+    models = {share: model_at(world.rows, base, share) for share in (0.2, 0.5)}
+    for share, config in models.items():
+        assert history_share(config, world.rows) == pytest.approx(share, abs=0.03)
+    assert models[0.2].trunk.hidden > models[0.5].trunk.hidden
+    keeps = {"all": np.ones(world.rows.tokens, bool), "ours": np.zeros(world.rows.tokens, bool)}
+    shown = rate_lines(world.rows, keeps, models, TRAIN)
+    assert shown[1].count("history at") == 2 and shown[3].startswith("| all | 1.00x, 1.00x")
+    with pytest.raises(ValueError, match="not 100%"):
+        model_at(world.rows, base, 0.9999)
