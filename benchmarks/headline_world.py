@@ -218,7 +218,7 @@ def load_statistics(path: Path) -> Statistics:
 def load(place: Path, *, max_rows: int, settings: Sequence[str] = SETTINGS) -> HeadlineWorld:
     """The world of a folder that `prepare` has filled, at most about `max_rows` training rows (0 = all).
 
-    `settings` are those of `prepare`; of `mask` (but boosts) and `train` they may differ, as nothing stored rests on them.
+    `settings` are those of `prepare`; of `train`, and of `mask` but for boosts, nothing stored rests on them.
     """
     facts = json.loads((place / "facts.json").read_text(encoding="utf-8"))
     events = Path(facts["events"])
