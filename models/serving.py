@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from dynamix.contracts import COLD_SEGMENT, DWELL_BIN_EDGES_S, NO_DWELL_BIN, TIERS
 from dynamix.declarations import base_stream
 from dynamix.errors import InputError
+from dynamix.features.attributes import Hidden, emptied, lost_by
 from dynamix.features.calendar import DAY_US
 from dynamix.features.quotas import HOLDOUT_PER_MILLE, limits_of, quota_table
+from dynamix.models import attributes
 from dynamix.models.batch import stream_rank
 from dynamix.models.carried import CARRIED, Carried
 from dynamix.models.dataset import JaggedRows, rows_from_table
@@ -55,6 +57,8 @@ class Cell:
     stream: str
     quota: int
     boost: float = 0.0
+    attributes: tuple[str, ...] | None = None
+    """What its kept events still carry; None = all."""
 
 
 def cell_quotas(cells: Sequence[Cell], streams: Mapping[str, StreamScale]) -> NDArray[np.int32]:
@@ -86,6 +90,10 @@ class Preparation:
         """Newest events kept (G, 2, F) by segment, tier and stream; what no cell names has no limit."""
         return cell_quotas(self.cells, self.streams)
 
+    def attributes(self) -> Hidden:
+        """Attributes that kept events lose, by segment, tier and stream."""
+        return attributes.cell_attributes(self.cells, self.streams)
+
     @property
     def width(self) -> int:
         return 1 + max((s.stream_id for s in self.streams.values()), default=-1)
@@ -107,7 +115,7 @@ class Preparation:
         found = {
             "rule.json": rule,
             "streams.json": {name: vars(scale) for name, scale in self.streams.items()},
-            "masks.json": [vars(cell) for cell in self.cells],
+            "masks.json": [attributes.to_tree(cell) for cell in self.cells],
             "segmenter.json": None if self.segmenter is None else self.segmenter.to_tree(),
             "habits.json": dict(self.habits),
             CARRIED: self.carried.to_tree(),
@@ -123,7 +131,7 @@ class Preparation:
         return cls(
             **{**rule, "surfaces": tuple(rule["surfaces"]), "heads": tuple(rule["heads"])},
             streams={name: StreamScale(**scale) for name, scale in tree["streams.json"].items()},
-            cells=tuple(Cell(**cell) for cell in tree["masks.json"]),
+            cells=tuple(Cell(**attributes.from_tree(cell)) for cell in tree["masks.json"]),
             segmenter=None if stored is None else Segmenter.from_tree(stored),
             habits=tree["habits.json"],
             carried=Carried.from_tree(tree.get(CARRIED, {})),
@@ -166,6 +174,11 @@ class Applied:
     tier: NDArray[np.int64]
     holdout: NDArray[np.bool_]
     kept: Events
+
+    def lost(self, preparation: Preparation) -> dict[str, NDArray[np.bool_]]:
+        """By attribute, which of the kept events (N,) lose it under the mask."""
+        row, stream = self.kept.row, self.kept.stream
+        return lost_by(preparation.attributes(), self.segment[row], self.tier[row], stream, self.holdout[row])
 
 
 def apply(requests: pa.Table, preparation: Preparation) -> Applied:
@@ -339,6 +352,7 @@ def _table(requests: pa.Table, found: Applied, preparation: Preparation) -> pa.T
         "hist_z": pa.array(np.where(no_dwell, 0.0, events.z).astype(np.float32)),
         "hist_age_s": carried.shown("recency", stream, pa.array(age_s.astype(np.float32))),
     }
+    history = emptied(history, found.lost(preparation))
     return pa.table(
         columns | {name: pa.ListArray.from_arrays(ends, value) for name, value in history.items()}
     )

@@ -18,14 +18,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dynamix.declarations import EVENT_ATTRIBUTES
 from dynamix.errors import GuardError
 from dynamix.features.calendar import DAY_US
 from dynamix.models import mask_reader
-from dynamix.models.bundle import LIMIT_BYTES, Origin, answers, bundle_text, golden_vectors, mask_status
+from dynamix.models.bundle import (
+    LIMIT_BYTES,
+    Origin,
+    answers,
+    bundle_text,
+    golden_vectors,
+    lost_by_event,
+    mask_status,
+)
 from dynamix.models.carried import Carried
 from dynamix.models.dwells import DwellRule
 from dynamix.models.hashing import spark_xxhash64
-from dynamix.models.mask_reader import CONTRACT, MaskBundle, check, xxhash64
+from dynamix.models.mask_reader import CONTRACT, CONTRACT_LOST, MaskBundle, check, xxhash64
 from dynamix.models.segmenter import Segmenter
 from dynamix.models.serving import Cell, Preparation, StreamScale
 
@@ -106,6 +115,39 @@ def test_the_reader_answers_as_the_product_on_any_history(
     assert [bundle.apply(**one)._asdict() for one in listed] == answers(own, listed)
 
 
+def losing(seed: int) -> Preparation:
+    """The drawn model where about half of the cells keep some of the attributes only."""
+    own, rng = preparation(seed), np.random.default_rng(seed)
+    kept = [tuple(rng.choice(EVENT_ATTRIBUTES, size=rng.integers(0, 4), replace=False)) for _ in own.cells]
+    cells = [
+        replace(c, attributes=tuple(sorted(map(str, k)))) if rng.random() < 0.5 else c
+        for c, k in zip(own.cells, kept, strict=True)
+    ]
+    return replace(own, cells=tuple(cells))
+
+
+@settings(max_examples=60)
+@given(st.lists(requests, min_size=1, max_size=4), st.integers(0, 50))
+def test_the_reader_says_what_kept_events_lose_as_the_product_does(drawn: list[Any], seed: int) -> None:
+    own = losing(seed)
+    bundle, asked_for = MaskBundle(bundle_text(own, PUBLISHED)), [asked(one) for one in drawn]
+    for one, wanted in zip(asked_for, lost_by_event(own, asked_for), strict=True):
+        found = bundle.apply(**one)
+        assert [bundle.lost(found, one["events"][place]["stream"]) for place in found.kept] == wanted
+
+
+def test_a_bundle_that_takes_attributes_has_a_contract_of_its_own_and_its_vectors_notice() -> None:
+    own = losing(3)
+    text, vectors = bundle_text(own, PUBLISHED), golden_vectors(own)
+    assert json.loads(text)["contract"] == CONTRACT_LOST
+    assert json.loads(bundle_text(preparation(0), PUBLISHED))["contract"] == CONTRACT
+    assert check(MaskBundle(text), vectors) == [] and any("lost" in v for v in vectors)
+    other = MaskBundle(text)
+    del other.content["lost"]
+    assert check(other, vectors)
+    assert not any("lost" in v for v in golden_vectors(preparation(3)))
+
+
 @given(st.binary(max_size=80), st.integers(0, 2**64 - 1))
 def test_the_reader_s_hash_is_the_one_that_marks_the_hold_out(data: bytes, seed: int) -> None:
     text = data.hex()
@@ -176,7 +218,8 @@ def test_the_reader_works_alone_with_the_standard_library(tmp_path: Path) -> Non
 def test_another_contract_and_a_changed_file_are_refused() -> None:
     whole = json.loads(stored()[0])
     with pytest.raises(
-        ValueError, match=rf"contract 'dynamix-mask-bundle/9'; this reader knows {CONTRACT}: export"
+        ValueError,
+        match=rf"contract 'dynamix-mask-bundle/9'; this reader knows {CONTRACT} and {CONTRACT_LOST}: export",
     ):
         MaskBundle(json.dumps({**whole, "contract": "dynamix-mask-bundle/9"}))
     whole["content"]["total"] += 1
