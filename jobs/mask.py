@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dynamix.config import Config
 from dynamix.contracts import CELL_STATS, MASK_AUDIT, MASKS, VERDICTS
-from dynamix.errors import ConfigError, GuardError
+from dynamix.errors import GuardError
 from dynamix.features.calendar import Calendar, midnight, since_1970
 from dynamix.features.conversions import (
     SETTINGS,
@@ -26,9 +25,7 @@ from dynamix.features.conversions import (
 )
 from dynamix.features.gram import MAX_STREAMS
 from dynamix.features.relevance import (
-    Prediction,
     cell_sums,
-    rate_table,
     statistics_rows,
     thirds,
 )
@@ -41,14 +38,16 @@ from dynamix.jobs.cell_stats import TIER, Measured, stat_rows, unpacked
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.frames import held, table_frame
+from dynamix.jobs.given import prediction_without_history
 from dynamix.jobs.heatmap import terminal
 from dynamix.jobs.kinds import kinded_sessions
 from dynamix.jobs.life import Noted, RowsOf, Watched, watch_published, write_watch
+from dynamix.jobs.mask_attributes import in_every_segment, kept_attributes, lost_attributes
 from dynamix.jobs.report_data import cells_from_rows
 from dynamix.jobs.sensitive import hidden_cells
+from dynamix.segmentation.attributes import Without
 from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.effects import Effect
-from dynamix.segmentation.given import Rates, fit_given
 from dynamix.segmentation.life import keep_restored
 from dynamix.segmentation.masks import Check, Protection, Verdict, judge
 from dynamix.segmentation.quota import Quota, Spent, older, quotas
@@ -74,11 +73,13 @@ EVERYTHING = Scan(settings=SETTINGS, together=True)
 
 @dataclass(frozen=True)
 class Decision:
-    """One mask version before it is written: a verdict a cell, and the kept cells whose history is cut."""
+    """One mask version before it is written: a verdict a cell, kept cells whose history is cut, and those without some
+    attributes."""
 
     verdicts: Sequence[Verdict]
     cuts: Mapping[Cell, Quota]
     status: str
+    without: Mapping[Cell, Without] = field(default_factory=dict)
 
 
 def mask(run: Run, *, given: str | None = None) -> StepResult:
@@ -146,8 +147,9 @@ def _decide(config: Config, measured: Measured, watched: Watched) -> Decision:
         drawn = random_verdicts(verdicts, statistics, seed=config.mask.seed, protection=protection)
         return Decision(drawn, {}, "proposed")
     verdicts = keep_restored(verdicts, watched.restored)
-    cuts = _cuts(config, statistics, verdicts)
-    return Decision(verdicts, {c: cut for c, cut in cuts.items() if c not in watched.restored}, "proposed")
+    cuts = {c: q for c, q in _cuts(config, statistics, verdicts).items() if c not in watched.restored}
+    without = lost_attributes(config, statistics, verdicts, cuts, whole=watched.restored)
+    return Decision(verdicts, cuts, "proposed", without)
 
 
 def _one_mask(config: Config, measured: Measured, status: str) -> Decision:
@@ -160,7 +162,9 @@ def _one_mask(config: Config, measured: Measured, status: str) -> Decision:
         for cell in measured.statistics.cells
         if (cut := cuts.get((0, cell[1]))) is not None
     }
-    return Decision(global_verdicts(verdicts, measured.statistics.cells), own, status)
+    cells = measured.statistics.cells
+    without = in_every_segment(lost_attributes(config, pooled, verdicts, cuts), measured.statistics, cells)
+    return Decision(global_verdicts(verdicts, cells), own, status, without)
 
 
 def _cuts(config: Config, statistics: Statistics, verdicts: Sequence[Verdict]) -> dict[Cell, Quota]:
@@ -192,7 +196,7 @@ def measure(
     refuse_without_labels(rows, config, calendar, result)
     others = tuple(setting_label(head, setting) for head in heads for setting in scan.settings)
     detailed, plain = ((), (*heads, *others)) if scan.whole else (heads, others)
-    prediction, rows = _prediction(run, rows, given, (*heads, *others), 1 + max(names))
+    prediction, rows = prediction_without_history(run, rows, given, (*heads, *others), 1 + max(names))
     history = event_columns(events, streams, stats, config, sessions=kinded_sessions(run))
     ids = {name: i for i, name in listed.items()}
     untimed = [i for i, hidden in hidden_attributes(ids, config).items() if "recency" in hidden]
@@ -260,43 +264,6 @@ def refuse_without_labels(rows: DataFrame, config: Config, calendar: Calendar, r
         )
 
 
-def _prediction(
-    run: Run, rows: DataFrame, given: str, labels: Sequence[str], n_segments: int
-) -> tuple[Prediction, DataFrame]:
-    """p of every label without history, and the rows with whatever it needs."""
-    if given == "champion":
-        return Prediction(column="given"), _with_scores(run, rows, run.config.heads())
-    found = rate_table(rows, labels).orderBy("surface", "position", "segment_id").collect()
-    rates = Rates(
-        [str(r["surface"]) for r in found],
-        np.array([r["position"] for r in found], np.int64),
-        np.array([r["segment_id"] for r in found], np.int64),
-        np.array([r["n"] for r in found], np.float64),
-        {label: np.array([r[label] for r in found], np.float64) for label in labels},
-    )
-    return fit_given(rates, kind=given, n_segments=n_segments), rows
-
-
-def _with_scores(run: Run, rows: DataFrame, heads: Sequence[str]) -> DataFrame:
-    """Rows with given_<head> from the newest scores; impressions without a score are left out."""
-    if not run.warehouse.exists(run.spark, "scores"):
-        raise ConfigError("--given champion needs scores; run `dynamix score` first, or use --given baseline")
-    scores = run.warehouse.read(run.spark, "scores")
-    newest = scores.agg(F.max_by("model_version", "scored_at").alias("v"))
-    scores = scores.join(F.broadcast(newest), F.col("model_version") == F.col("v"))
-    for head in heads:
-        own = scores.where(F.col("label") == head).select(
-            F.col("impression_id").alias("event_id"), F.col("score").alias(f"given_{head}")
-        )
-        rows = rows.join(own, "event_id")
-    if rows.limit(1).isEmpty():
-        raise ConfigError(
-            "--given champion: no impression of the statistics period has a score; score those days, or use "
-            "--given baseline"
-        )
-    return rows
-
-
 def _write_stats(run: Run, measured: Measured, given: str) -> int:
     frame = table_frame(run.spark, CELL_STATS, stat_rows(measured, given))
     where = f"{equals(segment_version=measured.segment_version)} AND window_end = date'{measured.window_end}'"
@@ -319,6 +286,8 @@ def _version(run: Run, measured: Measured, decision: Decision) -> str:
         "cells": [(v.segment_id, v.stream, v.verdict, v.reason) for v in decision.verdicts],
         "cuts": [(*cell, cut.events) for cell, cut in sorted(decision.cuts.items())],
     }
+    if decision.without:
+        content["without"] = [[*cell, *one.attributes] for cell, one in sorted(decision.without.items())]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     return f"m{run.run_date:%Y%m%d}-{digest}"
 
@@ -333,6 +302,7 @@ def _grid_rows(run: Run, measured: Measured, decision: Decision, version: str) -
             e: Effect | None = v.effect if v else None
             dropped = v is not None and v.verdict == "drop"
             cut = decision.cuts.get((segment_id, stream))
+            without = decision.without.get((segment_id, stream))
             whole = run.config.declaration(stream).length
             reason = v.reason if v else "no impression of this segment in the statistics period"
             rows.append({
@@ -340,22 +310,23 @@ def _grid_rows(run: Run, measured: Measured, decision: Decision, version: str) -
                 "segment_id": segment_id, "segment_name": measured.names[segment_id], "tier": TIER,
                 "stream": stream, "keep": not dropped,
                 "quota": 0 if dropped else cut.events if cut else whole, "boost": 0.0,
-                "attributes": None,
+                "attributes": kept_attributes(run.config, stream, without),
                 "relevance": e.relevance if e else None,
                 "relevance_lcb": e.lcb if e else None,
                 "relevance_ucb": e.ucb if e else None,
                 "positives": int(e.positives) if e else 0, "tokens": v.tokens if v else 0.0,
                 "verdict": v.verdict if v else "undecided",
-                "reason": f"{reason}; {cut.reason}" if cut else reason,
+                "reason": "; ".join([reason, *(x.reason for x in (cut, without) if x)]),
                 "status": decision.status, "run_date": run.run_date, "run_id": run.run_id,
             })  # fmt: skip
     return rows
 
 
 def _audit_rows(decision: Decision, version: str, more: Sequence[Noted] = ()) -> list[dict[str, Any]]:
-    """One row a rule and cell; `older` is the loss of what a cut cell no longer keeps."""
+    """One row a rule and cell; `older` is the loss of what a cut cell no longer keeps, `attributes` of what it lost."""
     checks = [(v.segment_id, v.stream, c) for v in decision.verdicts for c in v.checks]
     checks += [(*cell, Check("older", cut.ucb, cut.budget, True)) for cell, cut in decision.cuts.items()]
+    checks += [(*cell, Check("attributes", w.ucb, w.budget, True)) for cell, w in decision.without.items()]
     checks += more
     return [
         {"mask_version": version, "segment_id": segment_id, "tier": TIER, "stream": stream, "rule": c.rule,

@@ -111,6 +111,10 @@ class MaskConfig(Section):
     length: Literal["bound", "full"] = Field(
         "bound", description="of kept streams: newest events that the budget asks for, or the whole history"
     )
+    attributes: Literal["off", "bound"] = Field(
+        "off",
+        description="of kept streams: what their events can do without goes within the budget, or all stay",
+    )
     given: Literal["baseline", "champion", "none"] = Field(
         "baseline",
         description="prediction that relevance starts from: without history, the champion's, the base rate",
@@ -127,6 +131,11 @@ class MaskConfig(Section):
         7, ge=1, description="a window of the watch over a published mask; two are read at a time"
     )
     seed: int = Field(0, description="of the rule `random`")
+
+    @field_validator("attributes", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value is False else value  # what YAML makes of `off`
 
 
 class TrainConfig(Section):
@@ -291,6 +300,7 @@ class Config(Section):
     def digest(self, *sections: str) -> str:
         """First 16 hex digits of SHA-256 over the named sections (all when none are named).
 
+        `mask.attributes` counts only where it takes something, so that nothing is named anew where it is off.
         `session.kinds` is a section of its own: it changes no stored event. Of `privacy` only hashed user ids count, with
         `columns`; who opted out is the content of a table.
         """
@@ -299,6 +309,8 @@ class Config(Section):
         if self.privacy.user_ids != "clear":
             tree["columns"] = {**tree["columns"], "user_id hashed": self.privacy.user_ids}
         tree.pop("privacy")
+        if self.mask.attributes == "off":
+            tree["mask"].pop("attributes")
         part = {name: tree[name] for name in sections} if sections else tree
         return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
 
