@@ -124,6 +124,8 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     cells = hidden_cells(cells, run.config)
     result.facts |= {"mask_version": version, "given": given, "heatmap": terminal(cells)}
     result.counters["cells_cut"] = len(proposed.cuts)
+    if proposed.without:
+        result.counters["cells_without_attributes"] = len(proposed.without)
     return result
 
 

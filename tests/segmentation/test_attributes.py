@@ -106,7 +106,7 @@ def test_an_effect_without_a_slope_keeps_the_dwell() -> None:
 
 
 def test_never_under_the_support() -> None:
-    """Positives needed are (support/δ)² · deff: with .8 of the root of those there s3 loses some, with twice it nothing."""
+    """Positives needed are (support/δ)² · deff: with .8 of the root s3 loses some, with twice it nothing."""
     found = world()
     sums = found.by_recency((1, "s3"), HEAD)
     assert sums is not None
