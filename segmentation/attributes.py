@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dynamix.config import MaskConfig
+from dynamix.contracts import COLD_SEGMENT
 from dynamix.features.exposure import OWN
 from dynamix.features.recency import BUCKETS, EDGES, SHARED, WHOLE_STREAM, RecencySums, columns_of
 from dynamix.segmentation.bounds import Quadratic, cell_budget, of_entropy, support_needed
@@ -94,7 +95,8 @@ def dispensable(
 
     `verdicts` and `cuts` are those of the keep rule and the quota rule on the same impressions, `spent` what both cost
     (`after_cuts`). A cell loses the largest set of attributes that has support and is negligible on all users, as
-    far as the joint bound affords it, for every head. An attribute whose channel holds nothing is never lost.
+    far as the joint bound affords it, for every head; of segment 0, what every other segment loses or drops, too. An
+    attribute whose channel holds nothing is never lost.
     """
     kept = {cell: _buckets(cut) for cell, cut in cuts.items()}
     open_ = _open(statistics, verdicts, config, kept)
@@ -105,12 +107,25 @@ def dispensable(
             sums = statistics.by_recency(cell, head)
             own = None if sums is None else _largest_set(sums, names, kept.get(cell, BUCKETS), config)
             gone[cell] &= set(affordable.get(cell, ())) & set(own.attributes if own else ())
+    dropped = {(v.segment_id, v.stream) for v in verdicts if v.verdict == "drop"}
+    _spare_cold(gone, dropped, statistics)
     found = [
         _say(statistics, cell, sorted(names), kept.get(cell, BUCKETS), config)
         for cell, names in sorted(gone.items())
         if names
     ]
     return [one for one in found if one.ucb <= one.budget]
+
+
+def _spare_cold(gone: dict[Cell, set[str]], dropped: Collection[Cell], statistics: Statistics) -> None:
+    """Leave segment 0 what another segment that has the stream keeps of it (docs/method.md A.10)."""
+    head = statistics.heads[0]
+    for cell in statistics.cells:
+        cold = gone.get((COLD_SEGMENT, cell[1]))
+        if cold and cell[0] != COLD_SEGMENT and cell not in dropped:
+            sums = statistics.of(cell, head)
+            if sums is not None and sums.tokens:
+                cold &= gone.get(cell, set())
 
 
 def _buckets(cut: Quota) -> int:

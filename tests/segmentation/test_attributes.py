@@ -170,6 +170,34 @@ def test_dropped_and_protected_cells_lose_nothing() -> None:
     assert decided(found, change=lambda v: replace(v, verdict="drop")) == {}
 
 
+def test_the_cold_segment_loses_what_every_other_segment_loses_or_drops() -> None:
+    one, acting = world(), world(seed=1, bent=True)
+
+    def segments(*worlds: Statistics) -> Statistics:
+        sums = {(g, *k[1:]): s for g, own in enumerate(worlds) for k, s in own.sums.items()}
+        return Statistics(
+            sums,
+            (HEAD,),
+            recency={(g, *k[1:]): s for g, own in enumerate(worlds) for k, s in own.recency.items()},
+        )
+
+    def cold(found: Statistics, change: Callable[[Verdict], Verdict] = lambda v: v) -> tuple[str, ...]:
+        verdicts = [change(v) for v in kept_all(found)]
+        free = CONFIG.model_copy(update={"ne_budget": 0.4})
+        spent = Spent.by_drops(found, verdicts)
+        own = dispensable(found, verdicts, free, spent=spent, cuts={})
+        return next((w.attributes for w in own if (w.segment_id, w.stream) == (0, "s3")), ())
+
+    assert cold(segments(one)) == cold(segments(one, one)) == ("dwell", "item", "recency")
+    assert cold(segments(one, acting)) == ("item", "recency")  # segment 1 keeps its dwell
+    third = segments(one, acting)
+    assert cold(third, lambda v: replace(v, verdict="drop") if v.segment_id == 1 else v) == (
+        "dwell",
+        "item",
+        "recency",
+    )
+
+
 def test_an_attribute_whose_channel_holds_nothing_stays() -> None:
     """Such a stream has dwell bins and items all the same, of which no channel tells."""
     found = gone(world(dwells=False))
