@@ -17,7 +17,7 @@ from dynamix.contracts import DWELL_BIN_EDGES_S, N_DWELL_BINS, NO_DWELL_BIN
 from dynamix.features import sim_events
 from dynamix.features import sim_world as W
 from dynamix.segmentation.assign import assigned
-from dynamix.segmentation.counts import INPUT, NEXT, OTHER, CountBlock
+from dynamix.segmentation.blocks import INPUT, NEXT, OTHER, CountBlock
 from dynamix.segmentation.jagged import Floats, Ints
 from dynamix.segmentation.midnights import Rule
 from dynamix.segmentation.mix import fit_mixture
