@@ -45,9 +45,8 @@ def main(root: Path) -> None:
         found = []
         for name, masks in (("all", grid.drop("attributes")), ("less", grid)):
             frame = training_rows(masks=masks, mask_version=version, **made)
-            frame.orderBy("user_id", "event_ts", "impression_id").coalesce(1).write.parquet(
-                f"{folder}/{name}"
-            )
+            one = frame.repartition(1).sortWithinPartitions("user_id", "event_ts", "impression_id")
+            one.write.parquet(f"{folder}/{name}")
             found.append(_sizes(Path(folder) / name))
     (rows, events, whole), (_, _, less) = found
     if found[0][:2] != found[1][:2]:
