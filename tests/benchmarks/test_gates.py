@@ -174,7 +174,7 @@ def test_the_attribute_gate_asks_for_the_item_of_match_and_the_dwell_of_strong_a
 
 
 def test_a_small_world_loses_attributes_and_not_those_that_act() -> None:
-    """Under a budget that frees it, δ below the strong effects; what is lost is told by little, a strong dwell by much."""
+    """Under a budget that frees it, δ below strong effects; what is lost is told by little, a strong dwell by much."""
     config = SMALL.model_copy(update={"attributes": "bound", "ne_budget": 0.1, "delta": 0.4})
     found = sample("S8", seed=0, users=600, truth=False)
     m = measured(found, SOUND, config)
