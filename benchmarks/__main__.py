@@ -15,6 +15,7 @@
 `python -m benchmarks warm [--presets S0] [--users 1500] [--seeds 2]` switches a mask on under a live ranker, seven days.
 `python -m benchmarks cost --folder F [--sizes 1000000,5000000,20000000]` prices events and tokens verb by verb.
 `python -m benchmarks leaving [--users 12000] [--seeds 0-4]` says how soon users leave segment 0.
+`python -m benchmarks attributes --folder W` weighs the rows of the newest mask with and without the attributes it takes.
 `python -m benchmarks mrmr` sets one pass of sums beside the package mrmr-selection.
 """
 
@@ -25,6 +26,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import (
+    attributes,
     cost,
     drift,
     features,
@@ -47,7 +49,7 @@ from benchmarks.soak_world import Plan
 
 WHAT = (
     "worlds", "summary", "kernels", "features", "gates", "drift", "quality", "increment", "segmenters", "headline",
-    "mrmr", "rankers", "serving", "soak", "warm", "cost", "leaving",
+    "mrmr", "rankers", "serving", "soak", "warm", "cost", "leaving", "attributes",
 )  # fmt: skip
 
 
@@ -168,10 +170,10 @@ def main() -> int:
             place, presets = options.folder or Path(scratch), (options.presets or "S0").split(",")
             warm.main(presets, place, users=options.users, seeds=int(options.seeds or 2))
         return 0
-    if options.what == "summary":
+    if options.what in ("summary", "attributes"):
         if options.folder is None:
-            parser.error("summary needs --folder W, a warehouse that `dynamix run` has written")
-        summary.main(options.folder)
+            parser.error(f"{options.what} needs --folder W, a warehouse that `dynamix run` has written")
+        (summary if options.what == "summary" else attributes).main(options.folder)
         return 0
     seeds = numbers(options.seeds or "0")
     if options.what == "leaving":

@@ -12,6 +12,7 @@ from time import perf_counter
 
 import numpy as np
 
+from benchmarks import gates_attributes
 from benchmarks.gates_broken import BROKEN, SOUND
 from benchmarks.gates_measure import DAYS, LEAST_POSITIVES, Measured, measured, sample
 from benchmarks.gates_world import world_config
@@ -156,6 +157,31 @@ def copies(m: Measured) -> Gate:
     return Gate("copies", one == pairs if pairs else None, f"one of {one}, both of {both}, {pairs} pairs")
 
 
+def attributes(m: Measured) -> Gate:
+    """No match cell loses its item, no strong and no U-shaped cell its dwell; what goes tells within the budget.
+
+    Judged where `mask.attributes` is `bound`.
+    """
+    own = m.attributes
+    if own is None:
+        return Gate("attributes", None, "not asked for")
+    items = own.of("item") & (m.kind == "match")
+    dwells = own.of("dwell") & np.isin(m.kind, ("strong", "u"))
+    wrong, kept = int(items.sum() + dwells.sum()), ~m.dropped
+    total = float(m.tokens[kept].sum())
+    shares = ", ".join(
+        f"{name} {m.tokens[own.of(name)].sum() / total if total else 0.0:.3f}"
+        for name in gates_attributes.NAMES
+    )
+    said = (
+        f"{wrong} wrong; of the kept tokens lose {shares}; cells {own.chosen.any(axis=1).sum()} of {kept.sum()}, "
+        f"{own.alone.any(axis=1).sum()} were the total free; weak without dwell "
+        f"{(own.of('dwell') & (m.kind == 'weak')).sum()} of {(kept & (m.kind == 'weak')).sum()}; told "
+        f"{own.told:.3%}, {m.told.total + own.told:.3%} with the drops"
+    )
+    return Gate("attributes", wrong == 0 and m.told.total + own.told <= m.budget, said)
+
+
 def cold_loss(m: Measured) -> Gate:
     """The mask of segment 0 costs its impressions at most .02 % NE."""
     lost = float(m.loss.by_segment[0])
@@ -212,6 +238,8 @@ def main(
             for variant in variants:
                 m = measured(found, variant, config)
                 results = [gate(m) for gate in GATES[preset]]
+                if m.attributes is not None:
+                    results.append(attributes(m))
                 print(_line(m, results, perf_counter() - start), flush=True)
                 if variant is SOUND:
                     cells.setdefault(preset, []).append(m)

@@ -9,6 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import gates_attributes
 from benchmarks.gates_boost import Lengthened, lengthened
 from benchmarks.gates_broken import SOUND, Variant
 from benchmarks.gates_loss import Loss, PlantedRows, true_loss
@@ -71,7 +72,7 @@ class Measured:
     and p (NaN where the preset hides that exposure, or nobody asked); spread: what `se` says of beta - truth
     (`_spread`); deff: design effect of the block; copy_of (F,) as in `World`; horizons: quotas beside the planted
     ones, if asked for; loss: by the planted effects; told: of what the histories tell of them; longer: boosts, if
-    asked for.
+    asked for; attributes: what kept cells lose, under `mask.attributes: bound`.
     """
 
     preset: str
@@ -100,6 +101,7 @@ class Measured:
     told: Loss
     budget: float
     longer: Lengthened | None = None
+    attributes: gates_attributes.Lost | None = None
 
     def share(self, *kinds: str) -> float:
         """Share of the tokens of these kinds that is dropped; of all where none is named."""
@@ -187,6 +189,9 @@ def measured(found: Sample, variant: Variant, config: MaskConfig) -> Measured:
         longer = None
         if config.boost_to:
             longer = lengthened(found.world, statistics, verdicts, config, base=found.base)
+        without = None
+        if config.attributes == "bound":
+            without = gates_attributes.lost(statistics, verdicts, config, told=found.told, streams=streams)
     place = {name: f for f, name in enumerate(streams)}
     dropped = np.zeros((W.N_SEGMENTS + 1, W.N_STREAMS), bool)
     for v in verdicts:
@@ -213,7 +218,7 @@ def measured(found: Sample, variant: Variant, config: MaskConfig) -> Measured:
         spread=_spread(found.world, verdicts, truth, place),
         deff=np.array([v.effect.deff for v in verdicts]),
         copy_of=found.world.copy_of, horizons=cuts, loss=true_loss(found.rows, dropped),
-        told=told_loss(found.told, dropped), budget=config.ne_budget, longer=longer,
+        told=told_loss(found.told, dropped), budget=config.ne_budget, longer=longer, attributes=without,
     )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def told_loss(sums: Told, dropped: Bools) -> Loss:
         kept[GIVEN:] = np.repeat(~dropped[segment], EACH)
         goal = sums.cross[segment][:, :, dropped[segment]].sum(axis=2)
         information = sums.information[segment]
-        by_all, by_kept = (_explained(information, goal, use) for use in (np.ones(WIDTH, bool), kept))
+        by_all, by_kept = (explained(information, goal, use) for use in (np.ones(WIDTH, bool), kept))
         nats = max(by_all - by_kept, 0.0)
         n = float(sums.n[segment].sum())
         lost[segment] = nats / (n * entropy(float(sums.p[segment].sum()) / n))
@@ -95,7 +95,7 @@ def told_loss(sums: Told, dropped: Bools) -> Loss:
     return Loss(total / (n * entropy(float(sums.p.sum()) / n)) if n else 0.0, lost)
 
 
-def _explained(information: Floats, goal: Floats, use: Bools) -> float:
+def explained(information: Floats, goal: Floats, use: Bools) -> float:
     """Nats that the values in use explain of the goal (2, W), each half judged by what the other teaches; at least 0.
 
     Values that tell nothing are left alone: fitted to noise they would explain less than nothing.

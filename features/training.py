@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 
 from dynamix.config import Config
 from dynamix.contracts import COLD_SEGMENT, NO_DWELL_BIN, TIERS, TRAINING_ROWS
+from dynamix.features.attributes import Hidden, emptied, hidden_tables, lost_by
 from dynamix.features.calendar import DAY_US, Calendar, instant_sql
 from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, dwell_told, map_histories
 from dynamix.features.instants import day_sql
@@ -55,12 +56,14 @@ def training_rows(
     version COLLECTED, without `masks`, rows hold all that a boost could reach. Arrays are oldest
     first: hist_z is 0 where an event has no usable dwell, or none that was over by t_i (its bin says so),
     hist_age_s is t_i − t in seconds.
-    Declared lengths replace `history.per_stream`; what a stream does not carry is empty: NULL item, category or
-    age, dwell bin 12.
+    Declared lengths replace `history.per_stream`; what a stream does not carry, or a cell of the grid loses (`attributes`
+    of `masks`), is empty: NULL item, category or age, dwell bin 12.
     The two grids, a few hundred rows, are read to the driver and travel in the kernel. Source: A.9.
     """
     ids = stream_ids(streams)
-    quotas = None if masks is None else quota_table(_grid(masks), ids)
+    grid = [] if masks is None else _grid(masks)
+    quotas = None if masks is None else quota_table([row[:4] for row in grid], ids)
+    hidden = hidden_tables([(*row[:3], row[4]) for row in grid], ids)
     base = BaseQuota(config.history.per_stream, stream_lengths(ids, config))
     longer = masks is not None or mask_version == COLLECTED
     rows = with_segments(with_part(impressions, calendar), segments)
@@ -70,7 +73,7 @@ def training_rows(
         events,
         rows.select(*_plain_columns()),
         history=config.history,
-        kernel=_training_kernel(quotas, untimed, base),
+        kernel=_training_kernel(quotas, untimed, base, hidden),
         schema=TRAINING_ROWS.ddl(),
         lengths=base.lengths,
         boost_to=config.mask.boost_to if longer else 0,
@@ -150,9 +153,12 @@ def with_segments(impressions: DataFrame, segments: DataFrame) -> DataFrame:
     )
 
 
-def _grid(masks: DataFrame) -> list[tuple[int, str, str, int]]:
-    rows = masks.select("segment_id", "tier", "stream", "quota").collect()
-    return [(int(r["segment_id"]), str(r["tier"]), str(r["stream"]), int(r["quota"])) for r in rows]
+def _grid(masks: DataFrame) -> list[tuple[int, str, str, int, Sequence[str] | None]]:
+    kept = F.col("attributes") if "attributes" in masks.columns else F.lit(None)
+    rows = masks.select("segment_id", "tier", "stream", "quota", kept.alias("kept")).collect()
+    return [
+        (int(r["segment_id"]), str(r["tier"]), str(r["stream"]), int(r["quota"]), r["kept"]) for r in rows
+    ]
 
 
 def _plain_columns() -> list[Column]:
@@ -166,7 +172,12 @@ def _plain_columns() -> list[Column]:
     return [derived.get(c.name, F.col(c.name)).cast(c.sql_type).alias(c.name) for c in plain]
 
 
-def _training_kernel(quotas: npt.NDArray[np.int32] | None, untimed: Sequence[int], base: BaseQuota) -> Kernel:
+def _training_kernel(
+    quotas: npt.NDArray[np.int32] | None,
+    untimed: Sequence[int],
+    base: BaseQuota,
+    hidden: Hidden | None = None,
+) -> Kernel:
     def kernel(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Any:
         if quotas is not None:
             limits = row_limits(asked.frame, quotas, base)
@@ -174,7 +185,9 @@ def _training_kernel(quotas: npt.NDArray[np.int32] | None, untimed: Sequence[int
         if len(index) > np.iinfo(np.int32).max:
             raise OverflowError(f"{len(index)} history events in one block; lower history.total")
         columns = {name: asked.frame.column(name) for name in asked.frame.column_names}
-        columns |= _history_columns(events, asked, offsets, index, untimed)
+        row = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
+        lost = _lost(asked.frame, hidden, row, events.stream[index].astype(np.int64)) if hidden else {}
+        columns |= _history_columns(events, asked, offsets, index, untimed, lost)
         return pa.table(columns).select(list(TRAINING_ROWS.names))
 
     return kernel
@@ -196,8 +209,9 @@ def row_limits(frame: Any, quotas: npt.NDArray[np.int32], base: BaseQuota) -> np
 
 
 def _history_columns(
-    events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints, untimed: Sequence[int]
-) -> dict[str, Any]:
+    events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints, untimed: Sequence[int],
+    lost: Mapping[str, npt.NDArray[np.bool_]],
+) -> dict[str, Any]:  # fmt: skip
     row = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
     age_s = (asked.ts_us[row] - events.ts_us[index]) / 1e6
     told = dwell_told(events, asked, offsets, index)
@@ -212,4 +226,12 @@ def _history_columns(
         "hist_age_s": pa.array(age_s.astype(np.float32), mask=np.isin(events.stream[index], untimed)),
     }
     ends = pa.array(offsets.astype(np.int32))
-    return {name: pa.ListArray.from_arrays(ends, value) for name, value in values.items()}
+    return {name: pa.ListArray.from_arrays(ends, value) for name, value in emptied(values, lost).items()}
+
+
+def _lost(frame: Any, hidden: Hidden, row: Ints, stream: Ints) -> dict[str, npt.NDArray[np.bool_]]:
+    """Attributes that the mask takes of each kept event (M,); `frame` as in `row_limits`, `row` its impression."""
+    segment = np.asarray(frame.column("segment_id").to_numpy(), dtype=np.int64)[row]
+    active = np.asarray(frame.column("tier").to_numpy() == "active", dtype=np.int64)[row]
+    holdout = np.asarray(frame.column("holdout").to_numpy(), dtype=bool)[row]
+    return lost_by(hidden, segment, active, stream, holdout)

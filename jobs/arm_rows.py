@@ -31,6 +31,7 @@ from dynamix.jobs.frames import held
 from dynamix.jobs.kinds import kinded_sessions
 from dynamix.jobs.mask import newest_segments
 from dynamix.jobs.segmenters import PLAIN, read_segmenter
+from dynamix.models.attributes import cell_attributes
 from dynamix.models.carried import Carried
 from dynamix.models.contest import GLOBAL, KEEP_ALL, MASKED
 from dynamix.models.dataset import JaggedRows, load_rows
@@ -141,12 +142,14 @@ def build_arms(run: Run) -> ArmRows:
     cells = {v: grid_cells(mask_rows(run, v)) for arm, v in versions.items() if arm != KEEP_ALL}
     if GLOBAL in versions:
         control = versions[GLOBAL]
+        own = cells[control]
         longest = (
             load_version(run, COLLECTED, pinned=pinned) if run.config.mask.boost_to else rows[KEEP_ALL][1]
         )
         ids = {name: scale.stream_id for name, scale in scales.items()}
         base = BaseQuota(run.config.history.per_stream, stream_lengths(ids, run.config))
-        rows[GLOBAL] = (control, longest.under_mask(cell_quotas(cells[control], scales), base))
+        one_mask = longest.under_mask(cell_quotas(own, scales), base, cell_attributes(own, scales))
+        rows[GLOBAL] = (control, one_mask)
     top = max((int(r.segment.max(initial=COLD_SEGMENT)) for _, r in rows.values()), default=COLD_SEGMENT)
     top = max([top, *(c.segment_id for grid in cells.values() for c in grid)])
     return ArmRows(
@@ -307,13 +310,16 @@ def _habits(stats: DataFrame) -> dict[str, float]:
 
 def grid_cells(grid: DataFrame) -> tuple[Cell, ...]:
     """Rows of one mask version as plain cells, sorted."""
-    rows = grid.select("segment_id", "tier", "stream", "quota", "boost").orderBy(
+    rows = grid.select("segment_id", "tier", "stream", "quota", "boost", "attributes").orderBy(
         "segment_id", "tier", "stream"
     )
     return tuple(
-        Cell(int(r["segment_id"]), str(r["tier"]), str(r["stream"]), int(r["quota"]), float(r["boost"]))
+        Cell(
+            int(r["segment_id"]), str(r["tier"]), str(r["stream"]), int(r["quota"]), float(r["boost"]),
+            None if r["attributes"] is None else tuple(r["attributes"]),
+        )
         for r in rows.collect()
-    )
+    )  # fmt: skip
 
 
 def _segmenter(run: Run, version: str, calendar: Calendar) -> Segmenter | EventSegmenter | None:

@@ -1,4 +1,4 @@
-"""What `dynamix mask` decides on its statistics: verdicts under the configured rule, cuts, boosts."""
+"""What `dynamix mask` decides on its statistics: verdicts under the configured rule, cuts, boosts, attributes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from dynamix.config import Config
 from dynamix.jobs.cell_stats import Measured
+from dynamix.jobs.mask_attributes import in_every_segment, lost_attributes
+from dynamix.segmentation.attributes import Without
 from dynamix.segmentation.back_off import say_whole
 from dynamix.segmentation.boost import Boost, boosted, boosts
 from dynamix.segmentation.cells import Cell, Statistics
@@ -18,12 +20,14 @@ from dynamix.segmentation.rules import global_verdicts, keep_everything, random_
 
 @dataclass(frozen=True)
 class Decision:
-    """One mask version before it is written: a verdict a cell, and the kept cells whose history is cut or lengthened."""
+    """One mask version before it is written: a verdict a cell, kept cells whose history is cut or lengthened, and those
+    whose events lose attributes."""
 
     verdicts: Sequence[Verdict]
     cuts: Mapping[Cell, Quota]
     status: str
     boosts: Mapping[Cell, Boost] = field(default_factory=dict)
+    without: Mapping[Cell, Without] = field(default_factory=dict)
 
 
 def protection(config: Config, streams: Sequence[str]) -> Protection:
@@ -32,10 +36,10 @@ def protection(config: Config, streams: Sequence[str]) -> Protection:
 
 
 def decide(config: Config, measured: Measured, stays: Mapping[Cell, Stay]) -> Decision:
-    """Verdicts, cuts and boosts under the configured rule; `random` drops as many tokens as the bound would, by hash.
+    """Verdicts, cuts, boosts and attributes under the configured rule; `random` drops as many tokens as the bound would.
 
-    Under the bound, cells of `stays` stay whole and are not lengthened: a watch brought them back, or a gate refused a
-    mask for them.
+    Under the bound, cells of `stays` stay whole with all attributes and are not lengthened: a watch brought them back, or
+    a gate refused a mask for them.
     """
     protected = protection(config, measured.streams)
     rule, statistics = config.mask.rule, measured.statistics
@@ -49,26 +53,28 @@ def decide(config: Config, measured: Measured, stays: Mapping[Cell, Stay]) -> De
         return Decision(drawn, {}, "proposed")
     verdicts = keep_restored(verdicts, stays)
     cuts = _cuts(config, statistics, verdicts)
-    verdicts = say_whole(verdicts, cuts, stays)
+    verdicts = say_whole(verdicts, stays.keys() if config.mask.attributes == "bound" else cuts.keys(), stays)
     cuts = {cell: cut for cell, cut in cuts.items() if cell not in stays}
     longer = _boosts(config, statistics, verdicts, cuts, never=stays.keys())
-    return Decision(boosted(verdicts, longer), cuts, "proposed", longer)
+    verdicts = boosted(verdicts, longer)
+    without = lost_attributes(config, statistics, verdicts, cuts, never=stays.keys())
+    return Decision(verdicts, cuts, "proposed", longer, without)
 
 
 def one_mask(config: Config, measured: Measured, status: str) -> Decision:
-    """The same verdict, cut and boost for every segment, from all users together."""
+    """The same verdict, cut, boost and attributes for every segment, from all users together."""
     pooled = measured.statistics.pooled()
     verdicts = judge(pooled, config.mask, protection=protection(config, measured.streams))
     cuts = _cuts(config, pooled, verdicts)
     longer = _boosts(config, pooled, verdicts, cuts)
+    verdicts, cells = boosted(verdicts, longer), measured.statistics.cells
     own = {
         cell: replace(cut, segment_id=cell[0], tokens=older(measured.statistics, cell, cut.events))
-        for cell in measured.statistics.cells
+        for cell in cells
         if (cut := cuts.get((0, cell[1]))) is not None
     }
-    return Decision(
-        global_verdicts(boosted(verdicts, longer), measured.statistics.cells), own, status, longer
-    )
+    without = in_every_segment(lost_attributes(config, pooled, verdicts, cuts), measured.statistics, cells)
+    return Decision(global_verdicts(verdicts, cells), own, status, longer, without)
 
 
 def _cuts(config: Config, statistics: Statistics, verdicts: Sequence[Verdict]) -> dict[Cell, Quota]:

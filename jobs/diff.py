@@ -32,10 +32,10 @@ class Change:
 
 
 def changes(one: Iterable[Cell], other: Iterable[Cell], *, whole: Whole) -> list[Change]:
-    """Cells whose quota or boost differs, by segment, stream and tier.
+    """Cells whose quota, boost or attributes differ, by segment, stream and tier.
 
-    A cell that a grid does not list is kept as a whole there: quota `whole(stream)`, no boost. Where one grid tells
-    tiers apart and the other does not, the row of both tiers stands for each.
+    A cell that a grid does not list is kept as a whole there: quota `whole(stream)`, no boost, all attributes. Where one
+    grid tells tiers apart and the other does not, the row of both tiers stands for each.
     """
     grids = [{(c.segment_id, c.stream, c.tier): c for c in cells} for cells in (one, other)]
     found = []
@@ -43,7 +43,9 @@ def changes(one: Iterable[Cell], other: Iterable[Cell], *, whole: Whole) -> list
         apart = any((segment, stream, tier) in grid for grid in grids for tier in TIERS)
         for tier in TIERS if apart else (BOTH_TIERS,):
             rows = [g.get((segment, stream, tier), g.get((segment, stream, BOTH_TIERS))) for g in grids]
-            treated = [(whole(stream), 0.0) if c is None else (c.quota, c.boost) for c in rows]
+            treated = [
+                (whole(stream), 0.0, None) if c is None else (c.quota, c.boost, c.attributes) for c in rows
+            ]
             if treated[0] != treated[1]:
                 found.append(Change((segment, tier, stream), *rows))
     return found
@@ -96,13 +98,14 @@ def _told(change: Change, shown: Mapping[Cell, Cell], whole: Whole) -> dict[str,
 
 
 def _treated(cell: Cell | None, whole: int) -> str:
-    """In words: dropped, whole, or its newest events; with the boost where there is one."""
+    """In words: dropped, whole, or its newest events; with the boost and the attributes kept where it says so."""
     if cell is None:
         return "whole (not listed)"
     if not cell.keep:
         return "dropped"
     boost = f", boost {cell.boost:+.2f}" if cell.boost else ""
-    return ("whole" if cell.quota == whole else f"newest {cell.quota}") + boost
+    kept = "" if cell.attributes is None else f", of each {', '.join(cell.attributes) or 'no attribute'}"
+    return ("whole" if cell.quota == whole else f"newest {cell.quota}") + boost + kept
 
 
 def _dropped(cells: Sequence[Cell], segment: int) -> float | None:

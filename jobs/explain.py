@@ -107,9 +107,15 @@ def _judged(run: Run, stream: str, segment: str) -> dict[str, Any]:
         "segment_name": known[segment_id],
         "mask_version": version,
         "status": status,
-        "tiers": {str(r["tier"]): {name: r[name] for name in _VERDICT} for r in rows},
+        "tiers": {str(r["tier"]): _verdict(r) for r in rows},
         "slopes": _slopes(run, stream, segment_id, sorted({str(r["segment_version"]) for r in rows})),
     }
+
+
+def _verdict(row: Row) -> dict[str, Any]:
+    """The row's verdict; with the attributes that its events carry where the mask takes others."""
+    kept = {} if row["attributes"] is None else {"attributes": list(row["attributes"])}
+    return {name: row[name] for name in _VERDICT} | kept
 
 
 def _slopes(run: Run, stream: str, segment_id: int, versions: Sequence[str]) -> dict[str, str]:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dynamix.config import Config
 from dynamix.contracts import CELL_STATS, MASK_AUDIT, MASKS, VERDICTS
-from dynamix.errors import ConfigError, GuardError
+from dynamix.errors import GuardError
 from dynamix.features.calendar import Calendar, midnight, since_1970
 from dynamix.features.conversions import (
     SETTINGS,
@@ -26,9 +25,7 @@ from dynamix.features.conversions import (
 )
 from dynamix.features.gram import MAX_STREAMS
 from dynamix.features.relevance import (
-    Prediction,
     cell_sums,
-    rate_table,
     statistics_rows,
     thirds,
 )
@@ -42,15 +39,16 @@ from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.decide import Decision, decide, one_mask, protection
 from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.frames import held, table_frame
+from dynamix.jobs.given import prediction_without_history
 from dynamix.jobs.heatmap import terminal
 from dynamix.jobs.kinds import kinded_sessions
 from dynamix.jobs.life import RowsOf, watch_published, write_watch
+from dynamix.jobs.mask_attributes import kept_attributes
 from dynamix.jobs.mask_audit import GATE_RULES, audit_rows, backed_off
 from dynamix.jobs.report_data import cells_from_rows
 from dynamix.jobs.sensitive import hidden_cells
 from dynamix.segmentation.cells import Cell
 from dynamix.segmentation.effects import Effect
-from dynamix.segmentation.given import Rates, fit_given
 from dynamix.segmentation.life import Stay
 from dynamix.segmentation.masks import Verdict
 
@@ -90,12 +88,12 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     proposed = decide(run.config, measured, stays)
     version = _version(run, measured, proposed)
     grid = _grid_rows(run, measured, proposed, version)
-    audit = audit_rows(proposed.verdicts, proposed.cuts, version, watched.fresh(run.run_date))
+    audit = audit_rows(proposed, version, watched.fresh(run.run_date))
     if run.config.mask.rule != "global":
         control = one_mask(run.config, measured, "control")
         control_version = _version(run, measured, control)
         grid += _grid_rows(run, measured, control, control_version)
-        audit += audit_rows(control.verdicts, control.cuts, control_version)
+        audit += audit_rows(control, control_version)
         result.facts["control_version"] = control_version
     _write_masks(run, grid, audit, result)
     write_watch(run, watched, result)
@@ -117,6 +115,8 @@ def mask(run: Run, *, given: str | None = None) -> StepResult:
     cells = hidden_cells(cells, run.config)
     result.facts |= {"mask_version": version, "given": given, "heatmap": terminal(cells)}
     result.counters["cells_cut"] = len(proposed.cuts)
+    if proposed.without:
+        result.counters["cells_without_attributes"] = len(proposed.without)
     return result
 
 
@@ -141,7 +141,7 @@ def measure(
     refuse_without_labels(rows, config, calendar, result)
     others = tuple(setting_label(head, setting) for head in heads for setting in scan.settings)
     detailed, plain = ((), (*heads, *others)) if scan.whole else (heads, others)
-    prediction, rows = _prediction(run, rows, given, (*heads, *others), 1 + max(names))
+    prediction, rows = prediction_without_history(run, rows, given, (*heads, *others), 1 + max(names))
     history = event_columns(events, streams, stats, config, sessions=kinded_sessions(run))
     ids = {name: i for i, name in listed.items()}
     untimed = [i for i, hidden in hidden_attributes(ids, config).items() if "recency" in hidden]
@@ -210,43 +210,6 @@ def refuse_without_labels(rows: DataFrame, config: Config, calendar: Calendar, r
         )
 
 
-def _prediction(
-    run: Run, rows: DataFrame, given: str, labels: Sequence[str], n_segments: int
-) -> tuple[Prediction, DataFrame]:
-    """p of every label without history, and the rows with whatever it needs."""
-    if given == "champion":
-        return Prediction(column="given"), _with_scores(run, rows, run.config.heads())
-    found = rate_table(rows, labels).orderBy("surface", "position", "segment_id").collect()
-    rates = Rates(
-        [str(r["surface"]) for r in found],
-        np.array([r["position"] for r in found], np.int64),
-        np.array([r["segment_id"] for r in found], np.int64),
-        np.array([r["n"] for r in found], np.float64),
-        {label: np.array([r[label] for r in found], np.float64) for label in labels},
-    )
-    return fit_given(rates, kind=given, n_segments=n_segments), rows
-
-
-def _with_scores(run: Run, rows: DataFrame, heads: Sequence[str]) -> DataFrame:
-    """Rows with given_<head> from the newest scores; impressions without a score are left out."""
-    if not run.warehouse.exists(run.spark, "scores"):
-        raise ConfigError("--given champion needs scores; run `dynamix score` first, or use --given baseline")
-    scores = run.warehouse.read(run.spark, "scores")
-    newest = scores.agg(F.max_by("model_version", "scored_at").alias("v"))
-    scores = scores.join(F.broadcast(newest), F.col("model_version") == F.col("v"))
-    for head in heads:
-        own = scores.where(F.col("label") == head).select(
-            F.col("impression_id").alias("event_id"), F.col("score").alias(f"given_{head}")
-        )
-        rows = rows.join(own, "event_id")
-    if rows.limit(1).isEmpty():
-        raise ConfigError(
-            "--given champion: no impression of the statistics period has a score; score those days, or use "
-            "--given baseline"
-        )
-    return rows
-
-
 def _write_stats(run: Run, measured: Measured, given: str) -> int:
     frame = table_frame(run.spark, CELL_STATS, stat_rows(measured, given))
     where = f"{equals(segment_version=measured.segment_version)} AND window_end = date'{measured.window_end}'"
@@ -269,6 +232,8 @@ def _version(run: Run, measured: Measured, decision: Decision) -> str:
         "cells": [(v.segment_id, v.stream, v.verdict, v.reason) for v in decision.verdicts],
         "cuts": [(*cell, cut.events) for cell, cut in sorted(decision.cuts.items())],
     }
+    if decision.without:
+        content["without"] = [[*cell, *one.attributes] for cell, one in sorted(decision.without.items())]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     return f"m{run.run_date:%Y%m%d}-{digest}"
 
@@ -283,6 +248,7 @@ def _grid_rows(run: Run, measured: Measured, decision: Decision, version: str) -
             e: Effect | None = v.effect if v else None
             dropped = v is not None and v.verdict == "drop"
             cut = decision.cuts.get((segment_id, stream))
+            without = decision.without.get((segment_id, stream))
             longer = v is not None and v.verdict == "boost"
             whole = run.config.mask.boost_to if longer else run.config.declaration(stream).length
             reason = v.reason if v else "no impression of this segment in the statistics period"
@@ -291,13 +257,13 @@ def _grid_rows(run: Run, measured: Measured, decision: Decision, version: str) -
                 "segment_id": segment_id, "segment_name": measured.names[segment_id], "tier": TIER,
                 "stream": stream, "keep": not dropped,
                 "quota": 0 if dropped else cut.events if cut else whole, "boost": 0.0,
-                "attributes": None,
+                "attributes": kept_attributes(run.config, stream, without),
                 "relevance": e.relevance if e else None,
                 "relevance_lcb": e.lcb if e else None,
                 "relevance_ucb": e.ucb if e else None,
                 "positives": int(e.positives) if e else 0, "tokens": v.tokens if v else 0.0,
                 "verdict": v.verdict if v else "undecided",
-                "reason": f"{reason}; {cut.reason}" if cut else reason,
+                "reason": "; ".join([reason, *(x.reason for x in (cut, without) if x)]),
                 "status": decision.status, "run_date": run.run_date, "run_id": run.run_id,
             })  # fmt: skip
     return rows

@@ -16,29 +16,32 @@ from dynamix.contracts import COLD_SEGMENT, MASK_AUDIT, MASKS
 from dynamix.features.sql_text import begins_with, equals
 from dynamix.jobs.cell_stats import TIER
 from dynamix.jobs.context import Run
+from dynamix.jobs.decide import Decision
 from dynamix.jobs.frames import table_frame
 from dynamix.jobs.life import Noted
 from dynamix.models import evidence
 from dynamix.segmentation.back_off import BackOff, Refusal, Removal, back_off
 from dynamix.segmentation.cells import Cell
-from dynamix.segmentation.masks import REDUNDANT, Check, Verdict
-from dynamix.segmentation.quota import Quota
+from dynamix.segmentation.masks import REDUNDANT, Check
 
 GATE = "gate: "
 """Begins the rules of `mask_audit` that a gate checked; value and limit in its own unit, mostly percent of NE."""
 GATE_RULES = begins_with("rule", GATE)
+ATTRIBUTES = "attributes"
+"""Rule of `mask_audit`: the loss of the attributes that kept events no longer carry."""
 OLDER_TOKENS = "older tokens"
 """Rule of `mask_audit`: kept events of an impression that a cut takes away."""
+_LESS = "less"
+"""The bound of ATTRIBUTES beside the columns of `masks`, one of which has its name."""
 _OTHER_RULES = "rule |one mask for all"
 """Begin the reasons of masks that are not of the keep rule: their refusal says nothing of its cells."""
 
 
-def audit_rows(
-    verdicts: Sequence[Verdict], cuts: Mapping[Cell, Quota], version: str, more: Sequence[Noted] = ()
-) -> list[dict[str, Any]]:
-    """One row a rule and cell; of what a cut cell no longer keeps, `older` is the loss."""
-    checks = [(v.segment_id, v.stream, c) for v in verdicts for c in v.checks]
-    for cell, cut in cuts.items():
+def audit_rows(decision: Decision, version: str, more: Sequence[Noted] = ()) -> list[dict[str, Any]]:
+    """One row a rule and cell; `older` is the loss of what a cut cell no longer keeps, `attributes` of what it lost."""
+    checks = [(v.segment_id, v.stream, c) for v in decision.verdicts for c in v.checks]
+    checks += [(*cell, Check(ATTRIBUTES, w.ucb, w.budget, True)) for cell, w in decision.without.items()]
+    for cell, cut in decision.cuts.items():
         checks.append((*cell, Check("older", cut.ucb, cut.budget, True)))
         checks.append((*cell, Check(OLDER_TOKENS, cut.an_impression, 0.0, True)))
     checks += more
@@ -102,11 +105,12 @@ def _refusals(run: Run) -> list[Refusal]:
     for row in rows:
         versions.setdefault(str(row["mask_version"]), (row["run_date"], []))[1].append(row)
     keys = ["mask_version", "segment_id", "stream"]
-    values = [
-        F.max(F.when(F.col("rule") == r, F.col("value"))).alias(r) for r in ("beside", "older", OLDER_TOKENS)
-    ]
+    named = {"beside": "beside", "older": "older", OLDER_TOKENS: OLDER_TOKENS, ATTRIBUTES: _LESS}
+    values = [F.max(F.when(F.col("rule") == rule, F.col("value"))).alias(n) for rule, n in named.items()]
     noted = audit.where(F.col("mask_version").isin(list(versions))).groupBy(*keys).agg(*values)
-    taken = masks.join(noted, keys).where(~F.col("keep") | F.col("older").isNotNull())
+    taken = masks.join(noted, keys).where(
+        ~F.col("keep") | F.col("older").isNotNull() | F.col(_LESS).isNotNull()
+    )
     taken = taken.where(~F.col("reason").rlike(f"^({_OTHER_RULES})"))
     removals: dict[str, list[Removal]] = {}
     for row in taken.orderBy(*keys).collect():
@@ -120,7 +124,8 @@ def _refusals(run: Run) -> list[Refusal]:
 def _removal(row: Any) -> Removal:
     cell = (int(row["segment_id"]), str(row["stream"]))
     if row["keep"]:
-        return Removal(cell, float(row["older"]), float(row[OLDER_TOKENS]))
+        ucb = float(row["older"] or 0.0) + float(row[_LESS] or 0.0)
+        return Removal(cell, ucb, float(row[OLDER_TOKENS] or 0.0))
     carried = str(row["reason"]).startswith(REDUNDANT)
     return Removal(cell, float(row["beside" if carried else "relevance_ucb"]), float(row["tokens"]))
 

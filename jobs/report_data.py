@@ -36,6 +36,8 @@ class Cell:
     tokens: float = 0.0
     whole: int = 0
     """Quota of a stream whose history is not cut, 0 where it is not known."""
+    attributes: tuple[str, ...] | None = None
+    """What its kept events carry; None = all."""
 
     @property
     def cut(self) -> bool:
@@ -208,6 +210,7 @@ def cells_from_rows(
             positives=int(r.get("positives") or 0),
             tokens=number(r.get("tokens")) or 0.0,
             whole=whole(str(r["stream"])) if whole else 0,
+            attributes=None if r.get("attributes") is None else tuple(r["attributes"]),
         )
         for r in rows
     ]

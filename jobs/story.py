@@ -28,6 +28,7 @@ from dynamix.jobs.score import default_model
 from dynamix.jobs.sensitive import hidden_story, shown_names
 from dynamix.jobs.story_data import IMPRESSION, Bar, Past, Score, Story, lines
 from dynamix.jobs.user_lists import stored_names
+from dynamix.models.attributes import cell_attributes
 from dynamix.models.contest import KEEP_ALL
 from dynamix.models.dataset import rows_from_table
 from dynamix.models.registry import artefact_folder
@@ -222,7 +223,8 @@ def _score(
         table, heads=service.config.heads, item_buckets=own.item_buckets, surfaces=own.surfaces, in_order=True
     )
     found = waterfall(service, rows, head=head, base=float(base), order=sorted(names))
-    shown = rows.under_mask(cell_quotas(cells, own.streams), own.base())
+    quotas, lost = cell_quotas(cells, own.streams), cell_attributes(cells, own.streams)
+    shown = rows.under_mask(quotas, own.base(), lost)
     shorter = shown.tokens < service.as_served(rows).tokens
     masked = float(service.score_stored(shown)[head][0]) if shorter else None
     return _named(found, names, version.address, own.mask_version, masked), ""

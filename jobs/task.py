@@ -79,10 +79,10 @@ def _set_value(spark: SparkSession, key: str, value: int) -> None:
 
 
 def changed_cells(masks: DataFrame, version: str, *, whole: Callable[[str], int]) -> int:
-    """Cells (segment, tier, stream) whose quota or boost differs between this version and the published one.
+    """Cells (segment, tier, stream) whose quota, boost or attributes differ between this version and the published one.
 
     A cell that one of them lacks is kept as a whole there (jobs/diff.py). So without a published version every
-    dropped, cut or boosted cell counts, and a published version counts 0 against itself.
+    dropped, cut or boosted cell counts, as one that loses attributes, and a published version counts 0 against itself.
     """
     own, published = (
         cells_from_rows(row.asDict() for row in masks.where(where).collect())

@@ -19,7 +19,7 @@ from dynamix.contracts import DWELL_BIN_EDGES_S, N_DWELL_BINS, NO_DWELL_BIN, TIE
 from dynamix.errors import GuardError
 from dynamix.features.quotas import HOLDOUT_PER_MILLE, NO_LIMIT
 from dynamix.models.hashing import is_held_out
-from dynamix.models.mask_reader import BOOSTED, CONTRACT, DAY_US, digest, micros
+from dynamix.models.mask_reader import CONTRACT, CONTRACT_2, DAY_US, digest, micros
 from dynamix.models.segmenter import Segmenter
 from dynamix.models.serving import Preparation, apply
 from dynamix.segmentation.midnights import LEAD, TIER_DAYS
@@ -52,7 +52,7 @@ def bundle_text(preparation: Preparation, origin: Origin) -> str:
     follow the source's ids: then callers hand in `segment_id` and `tier`.
     """
     content = _content(preparation, origin)
-    contract = BOOSTED if preparation.boost_to else CONTRACT
+    contract = CONTRACT_2 if preparation.boost_to or "lost" in content else CONTRACT
     whole = {"contract": contract, "sha256": digest(content), "content": content}
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
     if len(text.encode()) >= LIMIT_BYTES:
@@ -82,7 +82,11 @@ def golden_vectors(preparation: Preparation, *, seed: int = 0) -> list[dict[str,
     """
     rng = np.random.default_rng(seed)
     requests = [_request(preparation, rng, number) for number in range(_VECTORS)]
-    return [{"request": r, "found": f} for r, f in zip(requests, answers(preparation, requests), strict=True)]
+    found = answers(preparation, requests), lost_by_event(preparation, requests)
+    return [
+        {"request": r, "found": f} | ({"lost": lost} if any(lost) else {})
+        for r, f, lost in zip(requests, *found, strict=True)
+    ]
 
 
 def answers(preparation: Preparation, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -98,6 +102,15 @@ def answers(preparation: Preparation, requests: list[dict[str, Any]]) -> list[di
         }
         for i, place in enumerate(places)
     ]
+
+
+def lost_by_event(preparation: Preparation, requests: list[dict[str, Any]]) -> list[list[list[str]]]:
+    """What the mask takes from each kept event of each request: names of attributes, empty where it carries all."""
+    found = apply(_table(requests), preparation)
+    lost = found.lost(preparation)
+    each = [[name for name, gone in lost.items() if gone[i]] for i in range(len(found.kept.row))]
+    ends = np.cumsum(np.bincount(found.kept.row, minlength=len(requests)))
+    return [each[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _content(preparation: Preparation, origin: Origin) -> dict[str, Any]:
@@ -118,8 +131,10 @@ def _content(preparation: Preparation, origin: Origin) -> dict[str, Any]:
         for stream, length in zip(streams.values(), longest.tolist(), strict=True):
             stream["longest"] = length
     segmenter = _segment_tables(preparation)
+    lost = _lost(preparation)
     return {
         **vars(origin),
+        **({"lost": lost} if lost else {}),
         "note": mask_note(preparation, origin.mask_status),
         "mask_version": preparation.mask_version,
         "segment_version": preparation.segment_version,
@@ -155,6 +170,17 @@ def _segment_tables(preparation: Preparation) -> Segmenter | None:
     """The mixture by which a reader works out segments; None where callers hand them in."""
     found = preparation.segmenter
     return found if isinstance(found, Segmenter) and not (found.group or preparation.dwell.given) else None
+
+
+def _lost(preparation: Preparation) -> dict[str, dict[str, dict[str, list[str]]]]:
+    """Attributes that kept events lose by segment, tier and stream; cells that lose none are not named."""
+    found: dict[str, dict[str, dict[str, list[str]]]] = {}
+    for attribute, table in preparation.attributes().items():
+        for name, scale in preparation.streams.items():
+            for segment, place in np.argwhere(table[:, :, scale.stream_id] == 0).tolist():
+                own = found.setdefault(str(segment), {}).setdefault(TIERS[place], {})
+                own.setdefault(name, []).append(attribute)
+    return found
 
 
 def _segmenter(segmenter: Segmenter) -> dict[str, Any]:

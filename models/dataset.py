@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from dynamix.contracts import NO_DWELL_BIN, PARTS
 from dynamix.errors import EnvironmentTrouble, InputError
+from dynamix.features.attributes import Hidden, lost_by
 from dynamix.features.quotas import BaseQuota, limits_of
+from dynamix.models.attributes import emptied
 from dynamix.models.batch import (
     CATEGORY_MATCH,
     EVENT_FIELDS,
@@ -108,17 +110,28 @@ class JaggedRows:
         rank = stream_rank(self.offsets, self.stream, keep=keep)[keep].astype(np.int16)
         return replace(self, **{**events, "rank": rank}, offsets=sums[self.offsets])
 
-    def under_mask(self, quotas: NDArray[np.int32], base: BaseQuota | None = None) -> JaggedRows:
+    def under_mask(
+        self, quotas: NDArray[np.int32], base: BaseQuota | None = None, hidden: Hidden | None = None
+    ) -> JaggedRows:
         """Histories cut to the newest `quotas[segment, tier, stream]` (G, 2, F) events of each stream.
 
-        Tiers in the order of contracts.TIERS, as features/quotas.py has them.
+        Tiers in the order of contracts.TIERS, as features/quotas.py has them. `hidden` as in features/attributes.py:
+        what kept events of a cell lose is empty, as where it is missing.
         Hold-out users, and segments or streams outside the table, keep everything, or their `base` where rows hold more
         than that (docs/method.md A.9).
         """
         row = np.repeat(np.arange(len(self)), np.diff(self.offsets))
         segment, stream = self.segment[row].astype(np.int64), self.stream.astype(np.int64)
         limit = limits_of(quotas, segment, self.tier[row], stream, self.holdout[row])
-        return self.keep_events(self.rank < (limit if base is None else base.where_unlimited(limit, stream)))
+        kept = self.keep_events(self.rank < (limit if base is None else base.where_unlimited(limit, stream)))
+        return kept._without(hidden) if hidden else kept
+
+    def _without(self, hidden: Hidden) -> JaggedRows:
+        row = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        segment, stream = self.segment[row].astype(np.int64), self.stream.astype(np.int64)
+        lost = lost_by(hidden, segment, self.tier[row], stream, self.holdout[row])
+        events: dict[str, Any] = emptied({name: getattr(self, name) for name in EVENT_FIELDS}, lost)
+        return replace(self, **events)
 
     def cap_users(self, max_rows: int) -> JaggedRows:
         """At most about `max_rows` rows: whole users by ascending hash; 0 keeps all."""

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 CONTRACT = "dynamix-mask-bundle/1"
-BOOSTED = "dynamix-mask-bundle/2"
-"""With quotas beyond a stream's `length`, up to its `longest`, which an older reader would not know."""
+CONTRACT_2 = "dynamix-mask-bundle/2"
+"""A mask that a reader of the first contract only must not take: it lengthens streams beyond their `length`, up to
+`longest`, or takes attributes from kept events (`lost`); a bundle holds what its mask uses of the two."""
 DAY_US = 86_400_000_000
 Found = namedtuple("Found", "kept segment_id tier holdout")
 
@@ -36,10 +37,10 @@ class MaskBundle:
 
     def __init__(self, text: str) -> None:
         whole = json.loads(text)
-        if whole.get("contract") not in (CONTRACT, BOOSTED):
+        if whole.get("contract") not in (CONTRACT, CONTRACT_2):
             raise ValueError(
-                f"mask bundle of contract {whole.get('contract')!r}; this reader knows {CONTRACT} and {BOOSTED}: export "
-                "the bundle again and copy the reader that comes with it"
+                f"mask bundle of contract {whole.get('contract')!r}; this reader knows {CONTRACT} and "
+                f"{CONTRACT_2}: export the bundle again and copy the reader that comes with it"
             )
         self.content: dict[str, Any] = whole["content"]
         if digest(self.content) != whole.get("sha256"):
@@ -86,6 +87,14 @@ class MaskBundle:
                 kept.append(place)
             seen[stream] += 1
         return Found(kept[::-1], segment, tier, holdout)
+
+    def lost(self, found: Found, stream: str) -> list[str]:
+        """Attributes that kept events of the stream lose under this answer of `apply`, of item, category, dwell, recency.
+
+        Hand them to the ranker as missing: no item, no category, no dwell, no age.
+        """
+        own = {} if found.holdout else self.content.get("lost", {}).get(str(found.segment_id), {})
+        return list(own.get(found.tier, {}).get(stream, []))
 
     def _segment(self, past: list[tuple[int, int, dict[str, Any]]], now: int) -> tuple[int, bool]:
         """Segment id and activity: the posterior of every midnight, left and changed only when another leads."""
@@ -196,5 +205,10 @@ def xxhash64(data: bytes, seed: int) -> int:
 
 def check(bundle: MaskBundle, vectors: list[dict[str, Any]]) -> list[int]:
     """Numbers of the golden vectors that the reader answers differently; none where bundle and reader agree."""
-    found = [bundle.apply(**vector["request"])._asdict() for vector in vectors]
-    return [i for i, vector in enumerate(vectors) if found[i] != vector["found"]]
+    wrong = []
+    for number, vector in enumerate(vectors):
+        found, events = bundle.apply(**vector["request"]), vector["request"]["events"]
+        lost = [bundle.lost(found, events[place]["stream"]) for place in found.kept]
+        if found._asdict() != vector["found"] or lost != vector.get("lost", [[] for _ in lost]):
+            wrong.append(number)
+    return wrong

@@ -79,7 +79,8 @@ class RankerService:
         trunk = self.config.trunk
         known = np.where(keep_all.segment < trunk.n_segments, keep_all.segment, 0)
         rows = replace(keep_all, segment=known).keep_events(keep_all.stream < trunk.n_streams)
-        return rows.under_mask(self.preparation.quotas(), self.preparation.base())
+        own = self.preparation
+        return rows.under_mask(own.quotas(), own.base(), own.attributes())
 
     def predict(self, requests: pd.DataFrame) -> pd.DataFrame:
         """One row per request, in order: a column per head and the segment_id that it was served with."""

@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 from dynamix.contracts import COLD_SEGMENT, DWELL_BIN_EDGES_S, NO_DWELL_BIN, TIERS
 from dynamix.declarations import base_stream
 from dynamix.errors import InputError
+from dynamix.features.attributes import Hidden, emptied, lost_by
 from dynamix.features.calendar import DAY_US
 from dynamix.features.quotas import BaseQuota, limits_of, quota_table
+from dynamix.models import attributes
+from dynamix.models.arrow_columns import codes, field_of, instants, instants_of
 from dynamix.models.batch import stream_rank
 from dynamix.models.carried import CARRIED, Carried
 from dynamix.models.dataset import JaggedRows, rows_from_table
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
     from dynamix.models.event_segmenter import EventSegmenter
 
 Z_LIMIT = 3.0
-_MAX_DWELL_MS = 9.0e15  # as in features/events.py
 REQUEST = ("user_id", "request_ts", "item_id", "surface", "position", "events", "segment_id", "tier")
 
 
@@ -58,6 +60,8 @@ class Cell:
     stream: str
     quota: int
     boost: float = 0.0
+    attributes: tuple[str, ...] | None = None
+    """What its kept events still carry; None = all."""
 
 
 def cell_quotas(cells: Sequence[Cell], streams: Mapping[str, StreamScale]) -> NDArray[np.int32]:
@@ -95,6 +99,10 @@ class Preparation:
         """Newest events kept (G, 2, F) by segment, tier and stream; what no cell names has no limit."""
         return cell_quotas(self.cells, self.streams)
 
+    def attributes(self) -> Hidden:
+        """Attributes that kept events lose, by segment, tier and stream."""
+        return attributes.cell_attributes(self.cells, self.streams)
+
     @property
     def width(self) -> int:
         return 1 + max((s.stream_id for s in self.streams.values()), default=-1)
@@ -125,7 +133,7 @@ class Preparation:
         found = {
             "rule.json": rule,
             "streams.json": {name: vars(scale) for name, scale in self.streams.items()},
-            "masks.json": [vars(cell) for cell in self.cells],
+            "masks.json": [attributes.to_tree(cell) for cell in self.cells],
             "segmenter.json": None if self.segmenter is None else self.segmenter.to_tree(),
             "habits.json": dict(self.habits),
             CARRIED: self.carried.to_tree(),
@@ -141,7 +149,7 @@ class Preparation:
         return cls(
             **{**rule, "surfaces": tuple(rule["surfaces"]), "heads": tuple(rule["heads"])},
             streams={name: StreamScale(**scale) for name, scale in tree["streams.json"].items()},
-            cells=tuple(Cell(**cell) for cell in tree["masks.json"]),
+            cells=tuple(Cell(**attributes.from_tree(cell)) for cell in tree["masks.json"]),
             segmenter=None if stored is None else stored_segmenter(stored),
             habits=tree["habits.json"],
             carried=Carried.from_tree(tree.get(CARRIED, {})),
@@ -185,6 +193,11 @@ class Applied:
     holdout: NDArray[np.bool_]
     kept: Events
 
+    def lost(self, preparation: Preparation) -> dict[str, NDArray[np.bool_]]:
+        """By attribute, which of the kept events (N,) lose it under the mask."""
+        row, stream = self.kept.row, self.kept.stream
+        return lost_by(preparation.attributes(), self.segment[row], self.tier[row], stream, self.holdout[row])
+
 
 def apply(requests: pa.Table, preparation: Preparation) -> Applied:
     """Segment, tier and kept history of each request; see `prepare` for what a request holds."""
@@ -193,7 +206,7 @@ def apply(requests: pa.Table, preparation: Preparation) -> Applied:
     ]
     if missing:
         raise InputError(f"request lacks {missing}; allowed columns: {', '.join(REQUEST)}, category, value")
-    now = _micros(requests["request_ts"])
+    now = instants_of(requests["request_ts"])
     users = requests["user_id"].cast(pa.string()).to_pylist()
     habits = np.array([preparation.habits.get(u, 0.0) for u in users], np.float64)
     events = _flatten(requests["events"], preparation, now=now, habits=habits)
@@ -227,32 +240,25 @@ def _flatten(
     place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     flat = array.flatten()
     names = list(preparation.streams)
-    found = pc.index_in(_field(flat, "stream", pa.string()), value_set=pa.array(names, pa.string()))
+    found = pc.index_in(field_of(flat, "stream", pa.string()), value_set=pa.array(names, pa.string()))
     code = np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), np.int64)
-    ts_us = _micros_array(_field(flat, "ts", None))
+    ts_us = instants(field_of(flat, "ts", None))
     order = np.lexsort((ts_us, row))
     order = order[code[order] >= 0]
     row, place, ts_us, code = row[order], place[order], ts_us[order], code[order]
     scales = [preparation.streams[name] for name in names]
     stream = np.array([s.stream_id for s in scales], np.int64)[code]
-    logged = pc.fill_null(_field(flat, "dwell_ms", pa.float64()), np.nan).to_numpy(zero_copy_only=False)[
+    logged = pc.fill_null(field_of(flat, "dwell_ms", pa.float64()), np.nan).to_numpy(zero_copy_only=False)[
         order
     ]
-    session = _codes(_field(flat, "session_id", pa.string()))[order]
+    session = codes(field_of(flat, "session_id", pa.string()))[order]
     ms = settle(Logged(row, ts_us, stream, logged, session), now[row], preparation.dwell)
     z, dwell_bin = _scaled(ms, code, scales, habits[row])
     at = pa.array(order)
     return Events(
-        row, place, ts_us, stream, z, dwell_bin, _field(flat, "item_id", pa.string()).take(at),
-        _field(flat, "category", pa.string()).take(at), np.array([s.is_conversion for s in scales], bool)[code],
+        row, place, ts_us, stream, z, dwell_bin, field_of(flat, "item_id", pa.string()).take(at),
+        field_of(flat, "category", pa.string()).take(at), np.array([s.is_conversion for s in scales], bool)[code],
     )  # fmt: skip
-
-
-def _logged(dwell_ms: pa.Array) -> NDArray[np.float64]:
-    """Dwell as logged (N,): NaN where there is none, −1 where what is there is no length of time."""
-    value = pc.fill_null(dwell_ms, -1.0).to_numpy(zero_copy_only=False)
-    sound = (value >= 0) & (value < _MAX_DWELL_MS)
-    return np.where(dwell_ms.is_null().to_numpy(zero_copy_only=False), np.nan, np.where(sound, value, -1.0))
 
 
 def _scaled(
@@ -374,32 +380,7 @@ def _table(requests: pa.Table, found: Applied, preparation: Preparation) -> pa.T
         "hist_z": pa.array(np.where(no_dwell, 0.0, events.z).astype(np.float32)),
         "hist_age_s": carried.shown("recency", stream, pa.array(age_s.astype(np.float32))),
     }
+    history = emptied(history, found.lost(preparation))
     return pa.table(
         columns | {name: pa.ListArray.from_arrays(ends, value) for name, value in history.items()}
     )
-
-
-def _field(flat: pa.StructArray, name: str, kind: pa.DataType | None) -> pa.Array:
-    """A field of the event struct; absent fields are null."""
-    if pa.types.is_null(flat.type) or flat.type.get_field_index(name) < 0:
-        return pa.nulls(len(flat), kind or pa.timestamp("us"))
-    values = flat.field(name)
-    return values if kind is None else values.cast(kind)
-
-
-def _micros(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    array = column.combine_chunks()
-    return _micros_array(array.chunk(0) if isinstance(array, pa.ChunkedArray) else array)
-
-
-def _micros_array(values: pa.Array) -> NDArray[np.int64]:
-    """Instants as µs since 1970 UTC from timestamps of any unit, or from text in ISO form."""
-    stamped = values if pa.types.is_timestamp(values.type) else values.cast(pa.timestamp("us"))
-    whole = stamped.cast(pa.timestamp("us", stamped.type.tz), safe=False).cast(pa.int64())
-    return np.asarray(whole.to_numpy(zero_copy_only=False), np.int64)
-
-
-def _codes(values: pa.Array) -> NDArray[np.int64]:
-    """Dense codes of the distinct values (N,), −1 for null."""
-    coded = values.dictionary_encode().indices
-    return np.asarray(pc.fill_null(coded, -1).to_numpy(zero_copy_only=False), np.int64)

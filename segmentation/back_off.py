@@ -6,7 +6,7 @@ half comes back that costs most for the tokens it saves. Pure: no Spark, no cloc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 
@@ -17,7 +17,8 @@ from dynamix.segmentation.masks import Verdict
 
 @dataclass(frozen=True)
 class Removal:
-    """What a mask takes from a cell, whole or its older part: upper bound of the loss as a fraction of H, and tokens.
+    """What a mask takes from a cell, whole, its older part or attributes: upper bound of the loss as a fraction of H, and
+    tokens, 0 where attributes alone go.
 
     Both are of an impression of the segment, so their ratio compares between segments.
     """
@@ -81,12 +82,14 @@ def back_off(refusals: Sequence[Refusal], *, days: int) -> dict[Cell, BackOff]:
 
 
 def say_whole(
-    verdicts: Sequence[Verdict], cuts: Mapping[Cell, object], stays: Mapping[Cell, Stay]
+    verdicts: Sequence[Verdict], cells: Collection[Cell], stays: Mapping[Cell, Stay]
 ) -> list[Verdict]:
-    """The same verdicts; that of a cell which would be cut but stays whole says why."""
+    """The same verdicts; that of one of `cells` (it could be cut or lose attributes) which stays whole says why, once."""
     return [
         replace(v, reason=f"{stays[cell].sentence()}; {v.reason}")
-        if (cell := (v.segment_id, v.stream)) in cuts and cell in stays
+        if (cell := (v.segment_id, v.stream)) in cells
+        and cell in stays
+        and not v.reason.startswith(stays[cell].sentence())
         else v
         for v in verdicts
     ]

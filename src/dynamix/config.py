@@ -9,13 +9,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dynamix.conditions import condition_trouble
 from dynamix.config_errors import troubles
+from dynamix.config_files import assignment, merged, read_yaml
 from dynamix.config_parts import DriftConfig, MonitorConfig, PriceConfig, PrivacyConfig, Section, seconds
 from dynamix.declarations import Declaration, StreamOptions, declare, violations
 from dynamix.errors import ConfigError
@@ -132,6 +132,10 @@ class MaskConfig(Section):
     token_budget: float = Field(
         0.98, gt=0, le=1, description="of the tokens without a mask; boosts fill a mask up to it"
     )
+    attributes: Literal["off", "bound"] = Field(
+        "off",
+        description="of kept streams: what their events can do without goes within the budget, or all stay",
+    )
     given: Literal["baseline", "champion", "none"] = Field(
         "baseline",
         description="prediction that relevance starts from: without history, the champion's, the base rate",
@@ -148,6 +152,11 @@ class MaskConfig(Section):
         7, ge=1, description="a window of the watch over a published mask; two are read at a time"
     )
     seed: int = Field(0, description="of the rule `random`")
+
+    @field_validator("attributes", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value is False else value  # what YAML makes of `off`
 
 
 class TrainConfig(Section):
@@ -321,7 +330,8 @@ class Config(Section):
     def digest(self, *sections: str) -> str:
         """First 16 hex digits of SHA-256 over the named sections (all when none are named).
 
-        Without boosts the options of boosts do not count, so that nothing is named anew where none is asked for.
+        Without boosts the options of boosts do not count, nor `mask.attributes` where it takes nothing: nothing is named
+        anew where neither is asked for.
         `session.kinds` is a section of its own: it changes no stored event. Of `privacy` only hashed user ids count, with
         `columns`; who opted out is the content of a table.
         """
@@ -332,6 +342,8 @@ class Config(Section):
         tree.pop("privacy")
         if not self.mask.boost_to:
             tree["mask"] = {k: v for k, v in tree["mask"].items() if k not in ("boost_to", "token_budget")}
+        if self.mask.attributes == "off":
+            tree["mask"].pop("attributes")
         part = {name: tree[name] for name in sections} if sections else tree
         return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -355,56 +367,15 @@ FEATURE_SECTIONS = (*RAW_SECTIONS, "calendar", "streams", "session.kinds")
 """Sections that the feature tables depend on."""
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(cast(dict[str, Any], merged[key]), value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"config file {path} does not exist; check --config") from None
-    except OSError as trouble:
-        raise ConfigError(f"config file {path} cannot be read ({trouble.strerror}); check --config") from None
-    except (yaml.YAMLError, ValueError) as trouble:  # ValueError: no UTF-8, a date or number that is none
-        raise ConfigError(f"config file {path} is not YAML: {' '.join(str(trouble).split())}") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise ConfigError(
-            f"config file {path} holds a {type(loaded).__name__}; allowed: a mapping of sections"
-        )
-    return cast(dict[str, Any], loaded)
-
-
-def _assignment(text: str) -> dict[str, Any]:
-    key, sign, value = text.partition("=")
-    if not sign or not key.strip():
-        raise ConfigError(f"--set {text!r}; allowed: key=value, e.g. --set mask.ne_budget=0.005")
-    try:
-        parsed: Any = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):  # text after all, also a date or number that is none
-        parsed = value
-    for name in reversed(key.strip().split(".")):
-        parsed = {name: parsed}
-    return cast(dict[str, Any], parsed)
-
-
 def load_config(
     *, files: Iterable[Path] = (), settings: Iterable[str] = (), base: Mapping[str, Any] | None = None
 ) -> Config:
     """Config from files (later ones win), then `key=value` settings. Raises ConfigError, naming each key."""
     tree: dict[str, Any] = dict(base or {})
     for path in files:
-        tree = _merge(tree, _read_yaml(path))
+        tree = merged(tree, read_yaml(path))
     for setting in settings:
-        tree = _merge(tree, _assignment(setting))
+        tree = merged(tree, assignment(setting))
     try:
         return Config.model_validate(tree)
     except ValidationError:

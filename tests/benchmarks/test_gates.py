@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import gates, gates_measure
 from benchmarks.__main__ import numbers
+from benchmarks.gates_attributes import NAMES, Lost, nats
 from benchmarks.gates_boost import Lengthened
 from benchmarks.gates_broken import BROKEN, SOUND, Variant
 from benchmarks.gates_loss import Loss
@@ -18,6 +19,7 @@ from benchmarks.gates_quota import Horizons
 from benchmarks.gates_world import world_config
 from dynamix.errors import ConfigError
 from dynamix.features import sim_world as W
+from dynamix.segmentation.attributes import Without
 
 SMALL = world_config(*gates.SETTINGS).mask
 BY_NAME = {variant.name: variant for variant in BROKEN}
@@ -154,6 +156,36 @@ def test_a_quota_may_be_one_bucket_off_the_planted_horizon() -> None:
         some = replace(mixed, chosen=chosen_by_cell)
         assert gates.quota_horizon(made_up(cells, horizons=some)).passed is passed
     assert gates.quota_horizon(made_up(cells)).passed is None
+
+
+def test_the_attribute_gate_asks_for_the_item_of_match_and_the_dwell_of_strong_and_bent_cells() -> None:
+    cells = [(1, 0, "match", False), (1, 1, "strong", False), (1, 2, "u", False), (1, 3, "weak", False)]
+
+    def passed(*gone: tuple[int, str], told: float = 0.0005) -> bool | None:
+        chosen = np.zeros((4, 3), bool)
+        for cell, name in gone:
+            chosen[cell, NAMES.index(name)] = True
+        return gates.attributes(made_up(cells, attributes=Lost(chosen, chosen, told))).passed
+
+    assert passed((0, "dwell"), (0, "recency"), (1, "item"), (2, "item"), (3, "dwell")) is True
+    assert [passed((0, "item")), passed((1, "dwell")), passed((2, "dwell"))] == [False] * 3
+    assert passed(told=0.00101) is False
+    assert gates.attributes(made_up(cells)).passed is None
+
+
+def test_a_small_world_loses_attributes_and_not_those_that_act() -> None:
+    """Under a budget that frees it, δ below strong effects; what is lost is told by little, a strong dwell by much."""
+    config = SMALL.model_copy(update={"attributes": "bound", "ne_budget": 0.1, "delta": 0.4})
+    found = sample("S8", seed=0, users=600, truth=False)
+    m = measured(found, SOUND, config)
+    assert m.attributes is not None and m.attributes.chosen.sum() > 10
+    assert gates.attributes(m).passed is True
+    assert measured(found, SOUND, SMALL).attributes is None
+    worst = int(np.flatnonzero((m.kind == "strong") & (m.segment == 1))[0])
+    one = Without(1, found.world.streams[m.stream[worst]], ("dwell",), 1.0, 0.0, 0.0, "")
+    assert nats(found.told, one, int(m.stream[worst])) > 10 * nats(
+        found.told, replace(one, attributes=("item",)), int(m.stream[worst])
+    )
 
 
 def test_runs_over_the_budget_are_counted_where_the_loss_has_a_gate() -> None:

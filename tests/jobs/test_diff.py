@@ -21,10 +21,14 @@ from dynamix.jobs.report_data import Cell
 OLD, NEW = "m20260101-aaaaaaaa", "m20260108-bbbbbbbb"
 
 
-def cell(segment: int, stream: str, quota: int, *, tier: str = "*", boost: float = 0.0) -> Cell:
+def cell(
+    segment: int, stream: str, quota: int, *, tier: str = "*", boost: float = 0.0,
+    attributes: tuple[str, ...] | None = None,
+) -> Cell:  # fmt: skip
     return Cell(
-        segment, f"name {segment}", tier, stream, quota > 0, "keep", quota=quota, boost=boost, tokens=2.0
-    )
+        segment, f"name {segment}", tier, stream, quota > 0, "keep", quota=quota, boost=boost, tokens=2.0,
+        attributes=attributes,
+    )  # fmt: skip
 
 
 def keys(one: list[Cell], other: list[Cell]) -> list[tuple[int, str, str]]:
@@ -38,6 +42,9 @@ def keys(one: list[Cell], other: list[Cell]) -> list[tuple[int, str, str]]:
         ([cell(1, "a", 50)], [cell(1, "a", 10)], [(1, "*", "a")]),
         ([cell(1, "a", 50)], [cell(1, "a", 50, boost=0.7)], [(1, "*", "a")]),
         ([cell(1, "a", 50)], [cell(1, "a", 100)], [(1, "*", "a")]),  # a boosted cell
+        ([cell(1, "a", 50)], [cell(1, "a", 50, attributes=("dwell",))], [(1, "*", "a")]),
+        ([cell(1, "a", 50, attributes=("dwell",))], [cell(1, "a", 50, attributes=("dwell",))], []),
+        ([], [cell(1, "a", 50, attributes=("dwell",))], [(1, "*", "a")]),
         ([], [cell(1, "a", 50)], []),  # not listed is whole
         ([cell(1, "a", 0)], [], [(1, "*", "a")]),
         ([cell(1, "a", 0)], [cell(1, "a", 0, tier="active"), cell(1, "a", 9, tier="passive")], [(1, "passive", "a")]),
@@ -76,12 +83,14 @@ def run(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Run:
     whole = config.declaration("shop/view").length
     cells = (
         (OLD, "published", "shop/view", whole, 3.0), (OLD, "published", "clinic/view", whole, 1.0),
+        (OLD, "published", "feed/view", whole, 4.0), (NEW, "proposed", "feed/view", whole, 4.0),
         (NEW, "proposed", "shop/view", 10, 3.0), (NEW, "proposed", "clinic/view", 0, 1.0),
     )  # fmt: skip
     rows = [
         {
             "mask_version": version, "seq": 1, "segment_version": "s1", "segment_id": 1, "segment_name": "clinic/view",
             "tier": "*", "stream": stream, "keep": quota > 0, "quota": quota, "boost": 0.0, "positives": 12,
+            "attributes": ["category", "dwell"] if (version, stream) == (NEW, "feed/view") else None,
             "tokens": tokens, "verdict": "keep" if quota else "drop", "reason": f"bounds of {stream}",
             "status": status, "run_date": date(2026, 1, 8), "run_id": "r",
         }
@@ -94,15 +103,16 @@ def run(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.spark
 def test_changes_are_told_with_their_reasons_and_without_sensitive_names(run: Run) -> None:
     result = diff(run, OLD, NEW)
-    assert result.counters == {"cells_changed": 2}
-    hidden, cut = result.facts["changes"]
+    assert result.counters == {"cells_changed": 3}
+    hidden, less, cut = result.facts["changes"]
+    assert (less["before"], less["after"]) == ("whole", "whole, of each category, dwell")
     assert (hidden["stream"], hidden["before"], hidden["after"]) == ("sensitive stream 1", "whole", "dropped")
     assert (cut["stream"], cut["before"], cut["after"]) == ("shop/view", "whole", "newest 10")
     assert cut["reason"] == "bounds of shop/view"
-    assert result.facts["dropped"] == {1: (0.0, 0.25)}
+    assert result.facts["dropped"] == {1: (0.0, 0.125)}
     text = result.facts["text"]
-    assert "clinic" not in text and f"{OLD} (published) -> {NEW} (proposed): 2 cells differ" in text
-    assert "tokens in dropped streams 0.0% -> 25.0%" in text
+    assert "clinic" not in text and f"{OLD} (published) -> {NEW} (proposed): 3 cells differ" in text
+    assert "tokens in dropped streams 0.0% -> 12.5%" in text
     assert diff(run, OLD, OLD).facts["changes"] == []
 
 

@@ -76,6 +76,7 @@ def run(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Run:
             "mask_version": version, "seq": seq, "segment_version": "s1", "segment_id": g, "segment_name": name,
             "tier": tier, "stream": "shop/view", "keep": keep, "quota": 7 if keep else 0, "boost": 0.0,
             "relevance": 0.01 * g, "positives": 12, "tokens": 2.5, "verdict": "keep" if keep else "drop",
+            "attributes": ["dwell", "recency"] if tier == "active" else None,
             "reason": f"because of {version} {tier}", "status": status, "run_date": date(2024, 1, 10), "run_id": "r",
         }
         for version, seq, status in (("m1", 1, "published"), ("m2", 2, "proposed"), ("m3", 3, "control"))
@@ -179,6 +180,10 @@ def test_explain_gives_the_verdict_of_the_published_mask_per_tier(run: Run) -> N
             "active": ("keep", 7, "because of m1 active"),
             "passive": ("drop", 0, "because of m1 passive"),
         }
+        assert {t: v.get("attributes") for t, v in found["tiers"].items()} == {
+            "active": ["dwell", "recency"], "passive": None,
+        }  # fmt: skip
+        assert "attributes" not in found["tiers"]["passive"]
         assert found["slopes"] == {
             "conversion dwell": "within users +0.080 (se 0.010), between -0.200 (se 0.030) log-odds per SD"
         }

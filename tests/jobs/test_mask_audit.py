@@ -20,7 +20,7 @@ from dynamix.jobs.cell_stats import Measured
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.frames import table_frame
 from dynamix.jobs.mask import mask
-from dynamix.jobs.mask_audit import OLDER_TOKENS, backed_off, write_gate
+from dynamix.jobs.mask_audit import ATTRIBUTES, OLDER_TOKENS, backed_off, write_gate
 from dynamix.models.evidence import Check, Delta, Verdict
 
 pytestmark = pytest.mark.spark
@@ -145,6 +145,33 @@ def test_drops_redundant_drops_and_cuts_are_priced_by_what_they_cost_beside_what
     run = Run(spark, store, load_config(), DAY, "r", quiet=True)  # type: ignore[arg-type]
     write_gate(run, "m1", gate(NE), head="conversion")
     assert set(backed_off(run)) == {cells["a/cut"], cells["a/x"]}
+
+
+def test_attributes_that_go_come_back_before_drops_and_a_cut_with_them_counts_once(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """Alone they save no token, so nothing costs more for what it saves; a named segment brings them back as well."""
+    cells = {name: (1, name) for name in ("a/less", "a/x", "a/both", "a/y")}
+    less = {"keep": True, "verdict": "keep", "attributes": ["item"]}
+    store = Stored(spark, tmp_path)
+    store.rows["masks"] = [
+        removal("m1", 0, cells["a/less"], 0.2, "retired", **less),
+        removal("m1", 0, cells["a/x"], 0.001, "retired"),
+        removal("m1", 0, cells["a/both"], 0.2, "retired", quota=3, **less),
+        removal("m1", 0, cells["a/y"], 0.002, "retired"),
+    ]
+    notes = [
+        audit("m1", cells["a/less"], ATTRIBUTES, 1e-6), audit("m1", cells["a/both"], ATTRIBUTES, 0.002),
+        audit("m1", cells["a/both"], "older", 0.0015), audit("m1", cells["a/both"], OLDER_TOKENS, 1.0),
+        audit("m1", cells["a/x"], "block", 0.001), audit("m1", cells["a/y"], "block", 0.002),
+    ]  # fmt: skip
+    store.rows["mask_audit"] = list(notes)
+    run = Run(spark, store, load_config(), DAY, "r", quiet=True)  # type: ignore[arg-type]
+    write_gate(run, "m1", gate(NE), head="conversion")
+    assert set(backed_off(run)) == {cells["a/less"], cells["a/both"]}
+    store.rows["mask_audit"] = list(notes)
+    write_gate(run, "m1", gate(floor(1, "*", passed=False)), head="conversion")
+    assert set(backed_off(run)) == set(cells.values())
 
 
 def test_named_segments_and_cells_come_back_and_every_refusal_counts_for_a_cycle(

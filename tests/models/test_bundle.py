@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dynamix.declarations import EVENT_ATTRIBUTES
 from dynamix.errors import GuardError
 from dynamix.features.calendar import DAY_US
 from dynamix.models import mask_reader
@@ -28,12 +29,13 @@ from dynamix.models.bundle import (
     answers,
     bundle_text,
     golden_vectors,
+    lost_by_event,
     mask_status,
 )
 from dynamix.models.carried import Carried
 from dynamix.models.dwells import DwellRule
 from dynamix.models.hashing import spark_xxhash64
-from dynamix.models.mask_reader import BOOSTED, CONTRACT, MaskBundle, check, xxhash64
+from dynamix.models.mask_reader import CONTRACT, CONTRACT_2, MaskBundle, check, xxhash64
 from dynamix.models.segmenter import Segmenter
 from dynamix.models.serving import Cell, Preparation, StreamScale
 
@@ -118,6 +120,54 @@ def test_the_reader_answers_as_the_product_on_any_history(
     assert [bundle.apply(**one)._asdict() for one in listed] == answers(own, listed)
 
 
+def losing(seed: int) -> Preparation:
+    """The drawn model where about half of the cells keep some of the attributes only."""
+    own, rng = preparation(seed), np.random.default_rng(seed)
+    kept = [tuple(rng.choice(EVENT_ATTRIBUTES, size=rng.integers(0, 4), replace=False)) for _ in own.cells]
+    cells = [
+        replace(c, attributes=tuple(sorted(map(str, k)))) if rng.random() < 0.5 else c
+        for c, k in zip(own.cells, kept, strict=True)
+    ]
+    return replace(own, cells=tuple(cells))
+
+
+@settings(max_examples=60)
+@given(st.lists(requests, min_size=1, max_size=4), st.integers(0, 50))
+def test_the_reader_says_what_kept_events_lose_as_the_product_does(drawn: list[Any], seed: int) -> None:
+    own = losing(seed)
+    bundle, asked_for = MaskBundle(bundle_text(own, PUBLISHED)), [asked(one) for one in drawn]
+    for one, wanted in zip(asked_for, lost_by_event(own, asked_for), strict=True):
+        found = bundle.apply(**one)
+        assert [bundle.lost(found, one["events"][place]["stream"]) for place in found.kept] == wanted
+
+
+def test_a_bundle_that_takes_attributes_has_a_contract_of_its_own_and_its_vectors_notice() -> None:
+    own = losing(3)
+    text, vectors = bundle_text(own, PUBLISHED), golden_vectors(own)
+    assert json.loads(text)["contract"] == CONTRACT_2
+    assert json.loads(bundle_text(preparation(0), PUBLISHED))["contract"] == CONTRACT
+    assert check(MaskBundle(text), vectors) == [] and any("lost" in v for v in vectors)
+    other = MaskBundle(text)
+    del other.content["lost"]
+    assert check(other, vectors)
+    assert not any("lost" in v for v in golden_vectors(preparation(3)))
+
+
+def test_a_bundle_holds_boosts_and_lost_attributes_side_by_side() -> None:
+    """Each part alone, and a vector for each: what is taken out of the bundle is noticed."""
+    own = replace(losing(3), boost_to=9)
+    boosted = replace(own, cells=(*own.cells, Cell(7, "active", "s0/view", 9)))
+    text, vectors = bundle_text(boosted, PUBLISHED), golden_vectors(boosted)
+    whole = json.loads(text)
+    assert whole["contract"] == CONTRACT_2 and whole["content"]["lost"]
+    assert {s["longest"] for s in whole["content"]["streams"].values()} >= {9}
+    assert check(MaskBundle(text), vectors) == []
+    plain = json.loads(bundle_text(losing(3), PUBLISHED))["content"]
+    assert "lost" in plain and not any("longest" in s for s in plain["streams"].values())
+    kept = tuple(replace(c, attributes=None) for c in own.cells)
+    assert "lost" not in json.loads(bundle_text(replace(own, cells=kept), PUBLISHED))["content"]
+
+
 @given(st.binary(max_size=80), st.integers(0, 2**64 - 1))
 def test_the_reader_s_hash_is_the_one_that_marks_the_hold_out(data: bytes, seed: int) -> None:
     text = data.hex()
@@ -166,7 +216,7 @@ def test_a_boosted_cell_keeps_more_than_the_base_and_an_older_reader_refuses_the
     cells = (Cell(2, "active", "s0/view", 9), Cell(2, "active", "s4/view", 9))
     own = replace(preparation(0), cells=cells, boost_to=9)
     text = bundle_text(own, PUBLISHED)
-    assert json.loads(text)["contract"] == BOOSTED != CONTRACT
+    assert json.loads(text)["contract"] == CONTRACT_2 != CONTRACT
     names = (
         ["s0/view"] * 12 + ["s4/view"] * 12 + ["s1/view"]
     )  # the newest last: s1, then s4, whose base is full
@@ -220,7 +270,7 @@ def test_another_contract_and_a_changed_file_are_refused() -> None:
     whole = json.loads(stored()[0])
     with pytest.raises(
         ValueError,
-        match=rf"contract 'dynamix-mask-bundle/9'; this reader knows {CONTRACT} and {BOOSTED}: export",
+        match=rf"contract 'dynamix-mask-bundle/9'; this reader knows {CONTRACT} and {CONTRACT_2}: export",
     ):
         MaskBundle(json.dumps({**whole, "contract": "dynamix-mask-bundle/9"}))
     whole["content"]["total"] += 1

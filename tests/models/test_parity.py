@@ -24,6 +24,7 @@ from dynamix.features.dwell import derive_dwell
 from dynamix.features.sessions import assign_sessions
 from dynamix.features.streams import event_columns
 from dynamix.features.training import COLLECTED, rows_to_score, training_rows
+from dynamix.models.batch import EVENT_FIELDS
 from dynamix.models.dataset import JaggedRows, rows_from_table
 from dynamix.models.dwells import DwellRule
 from dynamix.models.ranker import Ranker, RankerConfig
@@ -49,6 +50,12 @@ CONFIG = Config(
 )  # fmt: skip
 RULE = Rule(0.7, 4, active_from=6.0)
 IDS = (3, 1, 2)
+KEPT = {
+    (0, "*", "feed/view"): ("category", "recency"), (0, "*", "shop/conversion"): ("category", "dwell", "recency"),
+    (1, "active", "shop/view"): ("category", "dwell", "item"), (1, "passive", "feed/view"): (),
+    (3, "*", "feed/view"): ("category", "item", "recency"),
+}  # fmt: skip
+"""Attributes of cells of the mask that do not carry all."""
 
 
 def world(users: int = 24) -> list[dict[str, Any]]:
@@ -125,7 +132,7 @@ def made(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World
         for weight in ranker.parameters():  # heads start at zero
             weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
     cells = tuple(
-        Cell(segment, tier, name, quota)
+        Cell(segment, tier, name, quota, attributes=KEPT.get((segment, tier, name)))
         for segment, tier, quotas in ((0, "*", (6, 6, 1, 6)), (1, "active", (0, 2, 6, 6)), (1, "passive", (3, 0, 6, 1)),
                                       (3, "*", (6, 0, 0, 6)))
         for name, quota in zip(STREAMS, quotas, strict=True)
@@ -151,9 +158,11 @@ def training_table(
     version: str = "keep-all",
 ) -> JaggedRows:  # fmt: skip
     """The training rows of Spark, keep-all (or `version`) or under the mask, by impression."""
-    cells = [(c.segment_id, c.tier, c.stream, c.quota) for c in preparation.cells]
+    cells = [(c.segment_id, c.tier, c.stream, c.quota, c.attributes) for c in preparation.cells]
     masks = (
-        spark.createDataFrame(cells, "segment_id int, tier string, stream string, quota int")
+        spark.createDataFrame(
+            cells, "segment_id int, tier string, stream string, quota int, attributes array<string>"
+        )
         if masked
         else None
     )
@@ -206,6 +215,19 @@ def test_scores_of_raw_requests_are_those_of_the_training_rows(spark: SparkSessi
     assert len(set(masked.segment.tolist())) == 4 and set(masked.tier.tolist()) == {0, 1}
     assert masked.tokens < 0.9 * keep_all.tokens and 0.1 < masked.usable.mean() < 0.9
     assert len(keep_all) > 80 and len(set(p.tolist())) > 60
+    # and of the kept events some lose an attribute: no event of keep-all is without item, age and dwell at once
+    bare = (masked.item == 0) & (masked.log_age == 0) & (masked.dwell_bin == N_DWELL_BINS - 1)
+    assert (keep_all.item > 0).all() and (keep_all.log_age > 0).all()
+    assert bare.any() and (masked.item == 0).sum() > bare.sum() and (masked.log_age == 0).sum() > bare.sum()
+    own = made.service.preparation
+    here = keep_all.under_mask(own.quotas(), own.base(), own.attributes())
+    for name in ("offsets", *EVENT_FIELDS):
+        assert np.array_equal(getattr(here, name), getattr(masked, name)), name
+    held = replace(keep_all, holdout=np.ones(len(keep_all), bool)).under_mask(
+        own.quotas(), own.base(), own.attributes()
+    )
+    for name in ("offsets", *EVENT_FIELDS):
+        assert np.array_equal(getattr(held, name), getattr(keep_all, name)), name
 
 
 def test_boosted_cells_are_the_same_in_training_rows_in_memory_in_requests_and_on_executors(

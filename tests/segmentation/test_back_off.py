@@ -66,9 +66,9 @@ def test_a_cell_that_would_be_cut_says_why_it_stays_whole() -> None:
     stays = back_off([Refusal("m1", DAY, REMOVALS[:1], LOSS)], days=42)
     e = effect(cell_sums(np.random.default_rng(0), 1000.0, {}))
     verdicts = [Verdict(1, f, "undecided", "because", "conversion", e, 1.0) for f in ("cheap", "dear")]
-    said = say_whole(verdicts, {(1, "cheap"): None, (1, "dear"): None}, stays)
+    said = say_whole(verdicts, {(1, "cheap"), (1, "dear")}, stays)
     assert said[1] == verdicts[1] and said[0].verdict == "undecided"
     assert said[0].reason.startswith("backed off: gate of m1 refused, ") and said[0].reason.endswith(
         "; because"
     )
-    assert say_whole(verdicts, {}, stays) == verdicts
+    assert say_whole(verdicts, set(), stays) == verdicts
