@@ -77,10 +77,10 @@ def churn(world: SegmentWorld, first: Floats, again: Floats) -> Line:
     The second has its ids from the product's matching on the overlap of users.
     """
     old, new = first.argmax(axis=1), again.argmax(axis=1)
-    before = first_ids(_described(world, old, first.shape[1]))
+    own = _described(world, old, first.shape[1])
+    before = first_ids(own)
     overlap = np.zeros((again.shape[1], first.shape[1]))
     np.add.at(overlap, (new, old), 1.0)
-    own = _described(world, old, first.shape[1])
     previous = Previous(before.ids, np.exp(own.log_p), max(before.ids))
     after = match_ids(_described(world, new, again.shape[1]), previous, overlap)
     ids = (np.asarray(before.ids)[old], np.asarray(after.ids)[new])
