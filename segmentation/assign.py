@@ -27,6 +27,7 @@ from dynamix.segmentation.user_events import dated_events
 
 NEVER = 1e9
 USERS_AT_ONCE = 1000
+"""Users whose events are unpacked together; bounds what a task holds beside the batch."""
 _MAX_WEEKLY = 10_000
 SCHEMA = (
     "user_id string, valid_from timestamp, valid_to timestamp, component int, tier string, "

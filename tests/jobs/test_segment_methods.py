@@ -14,28 +14,52 @@ from cycles import open_world
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from dynamix.config import Config
 from dynamix.errors import GuardError
 from dynamix.features.calendar import instant_sql
 from dynamix.features.simulate import simulate
-from dynamix.jobs import segment as module
+from dynamix.jobs import segment_fit
 from dynamix.jobs.arm_rows import _segmenter
 from dynamix.jobs.context import Run, StepResult
 from dynamix.jobs.features import cycle_calendar, seen_events
 from dynamix.jobs.run import execute
 from dynamix.jobs.segment import segment
 from dynamix.jobs.segmenters import read_segmenter
+from dynamix.models import segmenter as served_by
 from dynamix.models.event_segmenter import EventSegmenter
 from dynamix.models.registered import load_pyfunc, versions
 from dynamix.models.registry import SEGMENTER
-from dynamix.models.segmenter import Past, Segmenter, assign, segment_users
+from dynamix.models.segmenter import Past, assign, segment_users
 from dynamix.segmentation.blocks import INPUT
 from dynamix.segmentation.jagged import FlatEvents, Jagged, jagged
+from dynamix.segmentation.neural import Neural
 from dynamix.segmentation.prefixes import DatedEvents
+from dynamix.segmentation.segmenters import MixMerge, Paper2, Segmenter
+from dynamix.segmentation.train import TrainConfig
 from dynamix.segmentation.user_events import dated_events, user_events
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]
-SETTINGS = ("segmentation.k_max=2", "segmentation.min_events=10", "segmentation.confidence=0.6")
+SETTINGS = ("segmentation.min_events=10", "segmentation.confidence=0.6")
 METHODS = ("mix-merge", "neural", "paper2")
+SEEN = "dynamix.jobs.segment.seen_events"
+
+
+def short(config: Config) -> Segmenter:
+    """The configured recipe with a given number of segments, since a world this small has no K of its own."""
+    own = config.segmentation
+    recipes: dict[str, Segmenter] = {
+        "mix-merge": MixMerge(own, start=6, k=3),
+        "neural": Neural(own, TrainConfig(steps=30, batch=100, restarts=1), k=3),
+        "paper2": Paper2(),
+    }
+    return recipes[own.method]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_fits() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment_fit, "_recipe", short)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +118,11 @@ def test_table_memory_and_serving_agree(name: str, ran: dict[str, tuple[Run, Ste
     found = all_events(run)
     assert last["user_id"].tolist() == found.users.to_pylist()
     served = read_segmenter(run, result.facts["segment_version"])
-    inputs = in_memory(found, served.fitted.n_streams if isinstance(served, EventSegmenter) else 0)
     if isinstance(served, EventSegmenter):
         assert name == served.fitted.name != "mix-merge"
-        q = served.fitted.posterior(inputs)
+        q = served.fitted.posterior(in_memory(found, served.fitted.n_streams))
     else:
-        assert isinstance(served, Segmenter) and name == "mix-merge" and served.group
+        assert isinstance(served, served_by.Segmenter) and name == "mix-merge" and served.group
         counts = inputs_counts(found, served.log_emission.shape[1])
         q = served.posterior(counts @ served.log_emission.T + served.log_prior)
     stored = np.array([[dict(p)[i] for i in served.ids] for p in last["posterior"]])
@@ -129,6 +152,7 @@ def test_registry_and_model_say_method_evidence_and_what_it_was_fitted_on(
         result.facts["segment_version"]
     }
     guards = dict(registry["guards"].iloc[0])
+    assert guards["k"] == (2 if name == "paper2" else 3)
     assert guards["k"] == len(registry) - 1 and 200 < guards["fit_users"] <= 260
     assert {"min_share", "length_eta2", "measured_users", "active_from"} <= set(guards)
     assert all(p.sum() == pytest.approx(1.0) for p in registry["prototype"] if len(p))
@@ -178,7 +202,7 @@ def test_conversions_of_the_segmenters_windows_reach_nothing(
 
     fits: list[Any] = []
     for flipped in (seen_events, none, every):
-        monkeypatch.setattr(module, "seen_events", flipped)
+        monkeypatch.setattr(SEEN, flipped)
         again = opened(spark, folder, "paper2")
         fits.append(read_segmenter(again, segment(again).facts["segment_version"]).to_tree())
     assert fits[0] == fits[1] == fits[2] and fits[0]["fitted"]["beta"] != [0.0] * len(
@@ -193,7 +217,7 @@ def test_the_same_data_give_the_same_version(
     assert segment(again).facts["segment_version"] == ran["mix-merge"][1].facts["segment_version"]
     newest = again.warehouse.read(spark, "segment_registry").agg(F.max("segment_version")).collect()[0][0]
     calendar = cycle_calendar(again, seen_events(again))
-    assert isinstance(_segmenter(again, str(newest), calendar), Segmenter)
+    assert isinstance(_segmenter(again, str(newest), calendar), served_by.Segmenter)
 
 
 def test_a_cap_on_users_is_kept_and_no_event_in_the_window_is_refused(
@@ -204,8 +228,6 @@ def test_a_cap_on_users_is_kept_and_no_event_in_the_window_is_refused(
     guards = few.warehouse.read(spark, "segment_registry").select("guards").collect()[0][0]
     assert guards["fit_users"] == 50.0
     border = cycle_calendar(few, seen_events(few)).segment_input.start
-    monkeypatch.setattr(
-        module, "seen_events", lambda run: seen_events(run).where(f"event_ts < {instant_sql(border)}")
-    )
+    monkeypatch.setattr(SEEN, lambda run: seen_events(run).where(f"event_ts < {instant_sql(border)}"))
     with pytest.raises(GuardError, match="no user has a usable event"):
         segment(opened(spark, folder, "paper2"))
