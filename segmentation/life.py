@@ -14,6 +14,7 @@ from operator import add
 from typing import Protocol
 
 from dynamix.config import MaskConfig
+from dynamix.contracts import COLD_SEGMENT
 from dynamix.features.relevance import CellSums
 from dynamix.segmentation.bounds import cell_budget, entropy
 from dynamix.segmentation.cells import BOTH, Cell, Statistics, population
@@ -218,10 +219,20 @@ class Stay(Protocol):
 
 
 def keep_restored(verdicts: Sequence[Verdict], stays: Mapping[Cell, Stay]) -> list[Verdict]:
-    """The same verdicts, but a drop of a cell that stays is a keep that says so."""
-    return [
-        replace(v, verdict="keep", reason=f"{kept.sentence()}; by the statistics: {v.reason}")
-        if v.verdict == "drop" and (kept := stays.get((v.segment_id, v.stream))) is not None
-        else v
-        for v in verdicts
-    ]
+    """The same verdicts, but a drop of a cell that stays is a keep that says so.
+
+    So is one of segment 0 whose stream stays in another segment: the cold drop what all others drop (A.10).
+    """
+    elsewhere = {
+        stream: segment for segment, stream in sorted(stays, reverse=True) if segment != COLD_SEGMENT
+    }
+    found = []
+    for v in verdicts:
+        cell, other = (v.segment_id, v.stream), elsewhere.get(v.stream)
+        if v.verdict == "drop" and cell in stays:
+            v = replace(v, verdict="keep", reason=f"{stays[cell].sentence()}; by the statistics: {v.reason}")
+        elif v.verdict == "drop" and v.segment_id == COLD_SEGMENT and other is not None:
+            reason = f"cold: segment {other} keeps the stream; by the statistics: {v.reason}"
+            v = replace(v, verdict="keep", reason=reason)
+        found.append(v)
+    return found

@@ -191,3 +191,13 @@ def test_a_restored_cell_is_kept_with_its_reason_until_the_cycle_begins_after_it
     assert [v.verdict for v in after] == ["keep", "undecided", "drop"] and after[1:] == before[1:]
     assert after[0].reason.startswith("restored on 2026-03-02: hold-out showed a relevance of ")
     assert after[0].reason.endswith("begins after it; by the statistics: because")
+
+
+def test_the_cold_keep_a_stream_that_stays_in_another_segment() -> None:
+    cells = NOTHING | {(g, "a/x"): (0.0, 0.35) for g in (1, 2)}
+    back = restorations(seen(cells), day=DAY, days=42)
+    before = [verdict((0, "a/x"), "drop"), verdict((0, "b/y"), "drop"), verdict((0, "c/z"), "undecided")]
+    after = keep_restored(before, back)
+    assert [v.verdict for v in after] == ["keep", "drop", "undecided"]
+    assert after[0].reason == "cold: segment 1 keeps the stream; by the statistics: because"
+    assert keep_restored(before, {(0, "b/y"): back[1, "a/x"]})[0].verdict == "drop"
