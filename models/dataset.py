@@ -20,6 +20,7 @@ from dynamix.contracts import NO_DWELL_BIN, PARTS
 from dynamix.errors import EnvironmentTrouble, InputError
 from dynamix.features.attributes import Hidden, lost_by
 from dynamix.features.quotas import BaseQuota, limits_of
+from dynamix.models.arrow_columns import instants_of
 from dynamix.models.attributes import emptied
 from dynamix.models.batch import (
     CATEGORY_MATCH,
@@ -260,7 +261,7 @@ def rows_from_table(
         impression=table["impression_id"].to_numpy(),
         impression_hash=hash_ids(table["impression_id"]),
         user=hash_ids(table["user_id"]),
-        event_us=_micros(table["event_ts"]),
+        event_us=instants_of(table["event_ts"]),
         request=hash_ids(table["request_id"]),
         segment=_numbers(table["segment_id"], 0).astype(np.int64),
         tier=_flags(pc.equal(table["tier"], "active")).astype(np.int64),
@@ -352,7 +353,3 @@ def _flags_index(values: pa.ChunkedArray, known: Sequence[str]) -> NDArray[np.in
 
 def _vocabulary(values: pa.ChunkedArray) -> tuple[str, ...]:
     return tuple(sorted(v for v in pc.unique(values).to_pylist() if v is not None))
-
-
-def _micros(values: pa.ChunkedArray) -> NDArray[np.int64]:
-    return np.asarray(values.cast(pa.timestamp("us", values.type.tz)).cast(pa.int64()).to_numpy(), np.int64)
