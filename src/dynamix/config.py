@@ -16,7 +16,15 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 from dynamix.conditions import condition_trouble
 from dynamix.config_errors import troubles
 from dynamix.config_files import assignment, merged, read_yaml
-from dynamix.config_parts import DriftConfig, MonitorConfig, PriceConfig, PrivacyConfig, Section, seconds
+from dynamix.config_parts import (
+    DriftConfig,
+    MonitorConfig,
+    PriceConfig,
+    PrivacyConfig,
+    Section,
+    seconds,
+    switch,
+)
 from dynamix.declarations import Declaration, StreamOptions, declare, violations
 from dynamix.errors import ConfigError
 
@@ -34,10 +42,7 @@ class SessionConfig(Section):
 
     _lengths = field_validator("gap_s", "max_length_s", mode="before")(seconds)
 
-    @field_validator("kinds", mode="before")
-    @classmethod
-    def _switch(cls, value: object) -> object:
-        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+    _words = field_validator("kinds", mode="before")(switch)
 
 
 class DwellConfig(Section):
@@ -153,10 +158,7 @@ class MaskConfig(Section):
     )
     seed: int = Field(0, description="of the rule `random`")
 
-    @field_validator("attributes", mode="before")
-    @classmethod
-    def _off(cls, value: object) -> object:
-        return "off" if value is False else value  # what YAML makes of `off`
+    _words = field_validator("attributes", mode="before")(switch)
 
 
 class TrainConfig(Section):
@@ -213,6 +215,8 @@ class TrainConfig(Section):
     max_rows: int = Field(
         0, ge=0, description="cap on training rows, 0 = all; the newest users' hash is taken"
     )
+
+    _words = field_validator("amp", mode="before")(switch)
 
     @model_validator(mode="after")
     def _processes_fit(self) -> TrainConfig:

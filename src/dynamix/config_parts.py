@@ -10,6 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
+def switch(value: object) -> object:
+    """The words `on` and `off`, which YAML reads as true and false; anything else as it is."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 def seconds(value: object) -> float:
     """Length of time in seconds: a number is seconds, text is `30m`, `24h`, `7d`, `60s`, `500ms`."""
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -115,3 +115,15 @@ def test_a_control_is_of_the_mixture_alone() -> None:
     with pytest.raises(ConfigError, match="control shuffled is a control of the method mix, not of neural"):
         load_config(settings=["segmentation.method=neural", "segmentation.control=shuffled"])
     assert load_config(settings=["segmentation.method=paper2"]).segmentation.method == "paper2"
+
+
+@pytest.mark.parametrize("key", ["session.kinds", "mask.attributes", "train.amp"])
+def test_off_is_a_word_though_yaml_reads_false(key: str) -> None:
+    section, name = key.split(".")
+    assert getattr(getattr(load_config(settings=[f"{key}=off"]), section), name) == "off"
+
+
+def test_on_is_refused_where_it_is_no_choice() -> None:
+    assert load_config(settings=["train.amp=on"]).train.amp == "on"
+    with pytest.raises(ConfigError, match=r"'mask\.attributes' has value 'on'"):
+        load_config(settings=["mask.attributes=on"])
