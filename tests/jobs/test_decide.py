@@ -16,7 +16,8 @@ from dynamix.features.recency import BUCKETS, SHARED, WHOLE_STREAM, BeyondSums, 
 from dynamix.jobs.arm_rows import ArmRows
 from dynamix.jobs.cell_stats import Measured
 from dynamix.jobs.decide import decide
-from dynamix.jobs.mask import _audit_rows, _grid_rows, _version
+from dynamix.jobs.mask import _grid_rows, _version
+from dynamix.jobs.mask_audit import audit_rows
 from dynamix.models.serving import Cell
 
 HEAD, TELLS, NULL = "conversion", "feed/view", "shop/view"
@@ -54,10 +55,10 @@ def config(**mask: Any) -> Config:
 
 def written(of: Config) -> tuple[dict[tuple[int, str], dict[str, Any]], list[dict[str, Any]], str]:
     run: Any = SimpleNamespace(config=of, run_date=date(2026, 1, 1), run_id="r")
-    decision = decide(of, measured(), SimpleNamespace(restored={}))  # type: ignore[arg-type]
+    decision = decide(of, measured(), {})
     version = _version(run, measured(), decision)
     rows = _grid_rows(run, measured(), decision, version)
-    return {(r["segment_id"], r["stream"]): r for r in rows}, _audit_rows(decision, version), version
+    return {(r["segment_id"], r["stream"]): r for r in rows}, audit_rows(decision, version), version
 
 
 def test_a_boosted_cell_has_its_verdict_its_quota_and_its_rules_in_the_audit() -> None:
@@ -85,8 +86,8 @@ def test_a_stream_that_is_marked_is_not_lengthened(marked: str) -> None:
 
 
 def test_what_a_watch_brought_back_stays_whole_and_is_not_lengthened() -> None:
-    restored = SimpleNamespace(restored={(1, TELLS): None})
-    assert decide(config(), measured(), restored).boosts == {}  # type: ignore[arg-type]
+    back: Any = {(1, TELLS): SimpleNamespace(sentence=lambda: "restored")}
+    assert decide(config(), measured(), back).boosts == {}
 
 
 def test_one_mask_for_all_is_boosted_by_the_same_rule() -> None:

@@ -159,7 +159,10 @@ def test_the_evidence_of_a_training_holds_all_that_its_gate_demands(
     arms = {"keep-all": ("keep-all", rows), "masked": ("m1", rows.under_mask(quotas))}
     contest = hold(arms, n_streams=4, n_segments=3, config=config.train, progress=lambda text: None)
     run: Any = SimpleNamespace(config=config, run_id="r", note=lambda text: None)
-    told: Any = SimpleNamespace(table_version=7, segment_version="s1", calendar=SimpleNamespace(lost=()))
+    told: Any = SimpleNamespace(
+        table_version=7, segment_version="s1", calendar=SimpleNamespace(lost=()), cells={"m1": ()},
+        boost_to=lambda run, version: 0,
+    )  # fmt: skip
     decision = decide(run, contest, None, told, None)  # type: ignore[arg-type]
     speed = [Throughput(name, 11.0, 12.0, 13.0, 4.0) for name in arms]
     tests = {name: arm.part("test", batch_size=512) for name, arm in contest.arms.items()}
