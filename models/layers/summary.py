@@ -61,6 +61,10 @@ def _newest_age(batch: RankBatch, cell: Tensor, cells: int) -> Tensor:
     return torch.where(torch.isfinite(least), least, torch.zeros_like(least))
 
 
+RARE = 1 / 16
+"""Share of the rows below which a summary that is not 0 is rare."""
+
+
 class StreamLinear(nn.Module):
     """Logit part of each head that is linear in the scaled summary, with weights of the row's segment.
 
@@ -79,9 +83,16 @@ class StreamLinear(nn.Module):
         self.register_buffer("scale", torch.ones(width))
 
     def fit_scale(self, x: Tensor) -> None:
-        """Divide every summary by its standard deviation on training rows; constants keep scale 1."""
+        """Divide every summary by its standard deviation on training rows; constants keep scale 1.
+
+        A stream that few of these rows have has a small deviation, and a row that has it would then lie far outside of
+        all that training saw. So that of a rare one is at least what it would be in a share RARE of the rows.
+        """
         flat = x.flatten(1)
+        there = (flat != 0).sum(0)
+        size = (flat.square().sum(0) / there.clamp_min(1)).sqrt()  # root mean square of the rows that have it
         sd = flat.std(0, correction=0)
+        sd = torch.where(there < RARE * len(flat), torch.maximum(sd, RARE**0.5 * size), sd)
         self.scale.copy_(torch.where(sd > 1e-3, 1 / sd.clamp_min(1e-3), torch.ones_like(sd)))
 
     def forward(self, x: Tensor, segment: Tensor) -> Tensor:

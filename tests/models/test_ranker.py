@@ -16,7 +16,7 @@ from dynamix.models.dataset import JaggedRows
 from dynamix.models.export import export_ranker, from_bytes, padded, run_program, to_bytes
 from dynamix.models.layers.gate import StreamGate
 from dynamix.models.layers.jagged import row_index, segment_softmax, segment_sum
-from dynamix.models.layers.summary import SUMMARY_CHANNELS, stream_summary
+from dynamix.models.layers.summary import N_SUMMARY, SUMMARY_CHANNELS, StreamLinear, stream_summary
 from dynamix.models.ranker import Ranker, RankerConfig
 from dynamix.models.trunks.din import DinTrunk
 
@@ -228,3 +228,15 @@ def test_padding_adds_a_row_that_owns_its_events(rows: JaggedRows) -> None:
     batch = padded(rows.batch(np.array([0])))
     assert batch.check().rows == 2
     assert padded(rows.batch(np.arange(4))).rows == 4
+
+
+def test_a_stream_that_few_rows_have_is_not_blown_up() -> None:
+    linear = StreamLinear(n_segments=1, n_streams=3, n_heads=1)
+    x = torch.zeros(4096, 3, N_SUMMARY)
+    x[:2048, 0] = 2.0  # common: sd 1
+    x[:8, 1] = 2.0  # in one of 512 rows: sd .09
+    linear.fit_scale(x)
+    common, rare, absent = linear.scale.view(3, N_SUMMARY).unbind()
+    assert torch.allclose(common, torch.ones(N_SUMMARY))
+    assert torch.allclose(rare, torch.full((N_SUMMARY,), 2.0))  # as in a sixteenth of the rows
+    assert torch.equal(absent, torch.ones(N_SUMMARY))
