@@ -17,12 +17,11 @@ from dynamix.config import MaskConfig
 from dynamix.contracts import COLD_SEGMENT
 from dynamix.features.exposure import OWN
 from dynamix.features.recency import BUCKETS, EDGES, SHARED, WHOLE_STREAM, RecencySums, columns_of
-from dynamix.segmentation.bounds import Quadratic, cell_budget, of_entropy, support_needed
+from dynamix.segmentation.bounds import cell_budget, of_entropy
 from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.effects import block_test, curvature, effect, given_rest
 from dynamix.segmentation.masks import Verdict
-from dynamix.segmentation.prior import expected_losses
-from dynamix.segmentation.quota import Quota, Spent, tail
+from dynamix.segmentation.quota import Part, Quota, Spent, cross_fitted, rate_of, tail
 from dynamix.segmentation.robustness import flip
 
 Ints = npt.NDArray[np.int64]
@@ -33,25 +32,10 @@ CHANNELS_OF: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Lost:
-    """What some attributes of a cell tell, given all that stays of it: loss with its upper bound as fractions of H."""
+class Lost(Part):
+    """What some attributes of a cell tell: its positives are label-1 impressions that have the stream."""
 
     attributes: tuple[str, ...]
-    positives: float
-    """Label-1 impressions that have the stream."""
-    tokens: float
-    quadratic: Quadratic
-    deff: float
-    scale: float
-    """From the quadratic to a fraction of H: 1/(2nH)."""
-
-    @property
-    def relevance(self) -> float:
-        return self.scale * self.quadratic.estimate
-
-    @property
-    def ucb(self) -> float:
-        return self.scale * self.quadratic.upper()
 
 
 @dataclass(frozen=True)
@@ -148,8 +132,8 @@ def _tested(sums: RecencySums, attributes: Sequence[str], own: Ints, kept: int) 
     near = np.arange(SHARED + len(WHOLE_STREAM) + kept * len(OWN))
     quadratic, dof = block_test(*given_rest(sums, own, np.setdiff1d(near, own)), sums.w)
     return Lost(
-        tuple(attributes), float(sums.with_bucket[0]), float(sums.tokens[:kept].sum()), quadratic,
-        quadratic.trace / dof if dof else 1.0, of_entropy(sums.n, sums.positives),
+        float(sums.with_bucket[0]), float(sums.tokens[:kept].sum()), quadratic,
+        quadratic.trace / dof if dof else 1.0, of_entropy(sums.n, sums.positives), tuple(attributes),
     )  # fmt: skip
 
 
@@ -189,13 +173,9 @@ def _may_bend(statistics: Statistics, cell: Cell, config: MaskConfig) -> bool:
         sums = statistics.of(cell, head)
         if sums is not None:
             bend = curvature(sums, deff=effect(sums).deff)
-            if bend.ucb > cell_budget(_rate(sums.n, sums.positives), config.delta):
+            if bend.ucb > cell_budget(rate_of(sums), config.delta):
                 return True
     return False
-
-
-def _rate(n: float, positives: float) -> float:
-    return positives / n if n else 0.0
 
 
 def _largest_set(
@@ -203,65 +183,29 @@ def _largest_set(
 ) -> Lost | None:
     """The largest set among `names` that has support and a negligible loss, of equal ones the least; None without one.
 
-    `bounded` asks for the upper bound of the loss and full support, otherwise for its estimate and half of it.
+    `bounded` as in `Part`.
     """
-    budget = cell_budget(_rate(sums.n, sums.positives), config.delta)
-
-    def size(x: Lost) -> float:
-        return x.ucb if bounded else x.relevance
-
+    budget = cell_budget(rate_of(sums), config.delta)
     for number in range(len(names), 0, -1):
         found = [lost(sums, some, kept) for some in combinations(names, number)]
-        fits = [x for x in found if _supported(x, config, bounded) and size(x) <= budget]
+        fits = [x for x in found if x.may_go(config, budget, bounded=bounded)]
         if fits:
-            return min(fits, key=lambda x: (size(x), x.attributes))
+            return min(fits, key=lambda x: (x.ucb if bounded else x.relevance, x.attributes))
     return None
-
-
-def _supported(x: Lost, config: MaskConfig, bounded: bool) -> bool:
-    return x.positives >= support_needed(config.delta, x.deff, support=config.support) * (
-        1 if bounded else 0.5
-    )
 
 
 def _affordable(
     statistics: Statistics, head: str, open_: Mapping[Cell, tuple[str, ...]], config: MaskConfig,
     kept: Mapping[Cell, int], spent: Spent,
 ) -> dict[Cell, Collection[str]]:  # fmt: skip
-    """Attributes by cell whose loss, added to that of drops and quotas, keeps within the budget.
-
-    One half of the users names the sets and orders them by loss per event and attribute, the other bounds them in that
-    order up to the first failure; then the halves swap, and what saves less counts (as in `quotas`).
-    """
-    found = []
-    for order_on in (0, 1):
-        own: dict[Cell, Lost] = {}
-        named: dict[Cell, Lost] = {}
-        weight: list[float] = []
-        for cell, names in open_.items():
-            ordering, bounding = (
-                statistics.by_recency(cell, head, half=half) for half in (order_on, 1 - order_on)
-            )
-            if ordering is None or bounding is None:
-                continue
-            buckets = kept.get(cell, BUCKETS)
-            may_go = _largest_set(ordering, names, buckets, config, bounded=False)
-            if may_go is not None:
-                own[cell] = may_go
-                named[cell] = lost(bounding, may_go.attributes, buckets)
-                weight.append(ordering.w)
-        saves = {cell: max(x.tokens, 1.0) * len(x.attributes) for cell, x in named.items()}
-        expected = expected_losses([x.quadratic for x in own.values()], weight)[0]
-        price = {cell: float(mean) / saves[cell] for cell, mean in zip(own, expected, strict=True)}
-        total, scale = spent.of(head, 1 - order_on)
-        taken: dict[Cell, Collection[str]] = {}
-        for cell in sorted(price, key=lambda c: (price[c], c)):
-            total = total + named[cell].quadratic
-            if total.upper() * scale > config.ne_budget:
-                break
-            taken[cell] = named[cell].attributes
-        found.append((sum(saves[cell] for cell in taken), taken))
-    return min(found, key=lambda pair: pair[0])[1]
+    """Attributes by cell whose loss, added to that of drops and quotas, keeps within the budget."""
+    taken = cross_fitted(
+        statistics, head, open_, config, spent,
+        name=lambda cell, sums: _largest_set(sums, open_[cell], kept.get(cell, BUCKETS), config, bounded=False),
+        same=lambda cell, sums, named: lost(sums, named.attributes, kept.get(cell, BUCKETS)),
+        saves=lambda found: max(found.tokens, 1.0) * len(found.attributes),
+    )  # fmt: skip
+    return {cell: found.attributes for cell, found in taken.items()}
 
 
 def _say(statistics: Statistics, cell: Cell, names: Sequence[str], kept: int, config: MaskConfig) -> Without:
@@ -270,7 +214,7 @@ def _say(statistics: Statistics, cell: Cell, names: Sequence[str], kept: int, co
         head: sums for head in statistics.heads if (sums := statistics.by_recency(cell, head)) is not None
     }
     own = {head: lost(sums, names, kept) for head, sums in by_head.items()}
-    budgets = {h: cell_budget(_rate(s.n, s.positives), config.delta) for h, s in by_head.items()}
+    budgets = {h: cell_budget(rate_of(s), config.delta) for h, s in by_head.items()}
     head = max(own, key=lambda h: own[h].ucb - budgets[h])
     unmeasured = "; what single items tell beyond a match is not measured" if "item" in names else ""
     return Without(

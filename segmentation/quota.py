@@ -7,13 +7,15 @@ with everything dropped within the NE budget on users that did not choose it (do
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from dynamix.config import MaskConfig
 from dynamix.features.recency import BUCKETS, EDGES, SHARED, WHOLE_STREAM, RecencySums, columns_of
+from dynamix.features.relevance import CellSums
 from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, of_entropy, support_needed
 from dynamix.segmentation.cells import Cell, Statistics, population
 from dynamix.segmentation.certify import judged_together, losses
@@ -25,13 +27,11 @@ _ALWAYS = SHARED + len(WHOLE_STREAM)
 
 
 @dataclass(frozen=True)
-class Tail:
-    """What is older than the newest buckets of a cell: loss with its upper bound as fractions of H."""
+class Part:
+    """What a part of a cell tells, given all that stays of it: loss with its upper bound as fractions of H."""
 
-    kept: int
-    """Buckets that stay."""
     positives: float
-    """Label-1 impressions that have an event in it."""
+    """Label-1 impressions that have it."""
     tokens: float
     quadratic: Quadratic
     deff: float
@@ -49,6 +49,25 @@ class Tail:
     def needed(self, config: MaskConfig) -> float:
         """Positives that a decision on it takes (A.7 rule 2)."""
         return support_needed(config.delta, self.deff, support=config.support)
+
+    def may_go(self, config: MaskConfig, budget: float, *, bounded: bool) -> bool:
+        """Whether it has support and tells at most `budget`, a fraction of H.
+
+        `bounded` asks for the upper bound of the loss and full support, otherwise for its estimate and half of it.
+        """
+        supported = self.positives >= self.needed(config) * (1.0 if bounded else 0.5)
+        return supported and (self.ucb if bounded else self.relevance) <= budget
+
+
+@dataclass(frozen=True)
+class Tail(Part):
+    """What is older than the newest buckets of a cell: its positives are label-1 impressions that have an event in it."""
+
+    kept: int
+    """Buckets that stay."""
+
+
+P = TypeVar("P", bound=Part)
 
 
 @dataclass(frozen=True)
@@ -123,7 +142,8 @@ def older(statistics: Statistics, cell: Cell, events: int) -> float:
     return float(sums.tokens[EDGES.index(events) + 1 :].sum()) if sums is not None else 0.0
 
 
-def _rate(sums: RecencySums) -> float:
+def rate_of(sums: RecencySums | CellSums) -> float:
+    """Share of positives among the impressions of a cell's segment."""
     return sums.positives / sums.n if sums.n else 0.0
 
 
@@ -164,15 +184,11 @@ def _token_floor(statistics: Statistics, verdicts: Sequence[Verdict], config: Ma
 
 
 def _longest_tail(sums: RecencySums, config: MaskConfig, floor: float, *, bounded: bool) -> Tail | None:
-    """The longest tail that has tokens, support and a negligible effect; None where none has.
-
-    `bounded` asks for the upper bound of the effect and full support, otherwise for its estimate and half of it.
-    """
-    budget = cell_budget(_rate(sums), config.delta)
+    """The longest tail that has tokens, support and a negligible effect; None where none has. `bounded` as in `Part`."""
+    budget = cell_budget(rate_of(sums), config.delta)
     for kept in range(1, BUCKETS):
         found = tail(sums, kept)
-        supported = found.positives >= found.needed(config) * (1.0 if bounded else 0.5)
-        if found.tokens >= floor and supported and (found.ucb if bounded else found.relevance) <= budget:
+        if found.tokens >= floor and found.may_go(config, budget, bounded=bounded):
             return found
     return None
 
@@ -181,15 +197,30 @@ def _affordable(
     statistics: Statistics, head: str, cells: Sequence[Cell], config: MaskConfig, floor: Mapping[int, float],
     spent: Spent,
 ) -> dict[Cell, int]:  # fmt: skip
-    """Buckets that stay in the cuts whose loss, added to that of the drops, keeps within the budget.
+    """Buckets that stay in the cuts whose loss, added to that of the drops, keeps within the budget."""
+    taken = cross_fitted(
+        statistics, head, cells, config, spent,
+        name=lambda cell, sums: _longest_tail(sums, config, floor[cell[0]] / 2, bounded=False),
+        same=lambda cell, sums, named: tail(sums, named.kept),
+        saves=lambda found: found.tokens,
+    )  # fmt: skip
+    return {cell: found.kept for cell, found in taken.items()}
 
-    One half of the users names the cuts and orders them by loss per token, the other bounds them in that order up
-    to the first failure; then the halves swap, and the set that saves fewer tokens counts (as in `joint_bound`).
+
+def cross_fitted(
+    statistics: Statistics, head: str, cells: Iterable[Cell], config: MaskConfig, spent: Spent, *,
+    name: Callable[[Cell, RecencySums], P | None], same: Callable[[Cell, RecencySums, P], P], saves: Callable[[P], float],
+) -> dict[Cell, P]:  # fmt: skip
+    """Parts of cells whose loss, added to what is `spent`, keeps within the budget.
+
+    One half of the users names a part of each cell (`name`; None: nothing of it) and orders them by loss per what they
+    save, the other bounds the `same` ones in that order up to the first failure; then the halves swap, and the set that
+    `saves` less counts (as in `joint_bound`).
     """
     found = []
     for order_on in (0, 1):
-        own: dict[Cell, Tail] = {}
-        named: dict[Cell, Tail] = {}
+        own: dict[Cell, P] = {}
+        named: dict[Cell, P] = {}
         weight: list[float] = []
         for cell in cells:
             ordering, bounding = (
@@ -197,25 +228,23 @@ def _affordable(
             )
             if ordering is None or bounding is None:
                 continue
-            may_go = _longest_tail(ordering, config, floor[cell[0]] / 2, bounded=False)
+            may_go = name(cell, ordering)
             if may_go is not None:
                 own[cell] = may_go
-                named[cell] = tail(bounding, may_go.kept)
+                named[cell] = same(cell, bounding, may_go)
                 weight.append(ordering.w)
-        expected = expected_losses([t.quadratic for t in own.values()], weight)[0]
+        expected = expected_losses([part.quadratic for part in own.values()], weight)[0]
         price = {
-            cell: float(mean) / max(named[cell].tokens, 1.0) for cell, mean in zip(own, expected, strict=True)
+            cell: float(mean) / max(saves(named[cell]), 1.0) for cell, mean in zip(own, expected, strict=True)
         }
         total, scale = spent.of(head, 1 - order_on)
-        taken: dict[Cell, int] = {}
-        saved = 0.0
+        taken: dict[Cell, P] = {}
         for cell in sorted(price, key=lambda c: (price[c], c)):
             total = total + named[cell].quadratic
             if total.upper() * scale > config.ne_budget:
                 break
-            taken[cell] = named[cell].kept
-            saved += named[cell].tokens
-        found.append((saved, taken))
+            taken[cell] = named[cell]
+        found.append((sum(saves(part) for part in taken.values()), taken))
     return min(found, key=lambda pair: pair[0])[1]
 
 
@@ -224,7 +253,7 @@ def _say(statistics: Statistics, cell: Cell, kept: int, config: MaskConfig) -> Q
     assert sums is not None  # a quota comes from these sums
     found = tail(sums, kept)
     return Quota(
-        cell[0], cell[1], EDGES[kept - 1], found.tokens, found.ucb, cell_budget(_rate(sums), config.delta),
+        cell[0], cell[1], EDGES[kept - 1], found.tokens, found.ucb, cell_budget(rate_of(sums), config.delta),
         f"its newest {EDGES[kept - 1]}: older ones, {found.tokens / sums.n:.2f} an impression, explain at most "
         f"{100 * found.ucb:.3f} % of H", found.tokens / sums.n,
     )  # fmt: skip

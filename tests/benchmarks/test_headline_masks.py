@@ -58,7 +58,7 @@ def named(cuts: Sequence[Cut]) -> list[tuple[int, str, int]]:
 def test_with_boosts_every_cell_keeps_its_base_but_boosted_and_dropped_ones() -> None:
     found = decided(config=CONFIG.model_copy(update={"length": "full"}))
     assert found.boosts == {} and found.dropped == {(1, "null")}
-    nothing = Tail(4, 1.0, 1.0, Quadratic(), 1.0, 1.0)
+    nothing = Tail(1.0, 1.0, Quadratic(), 1.0, 1.0, kept=4)
     boost = Boost(Candidate((1, "weak"), HEAD, nothing, 1.0), 9, 1.0, 0.9, (), "")
     rows = rows_of([[0] * 12 + [1] * 12 + [2] * 12, [1] * 12], segment=[1, 0])
     base = dict.fromkeys(IDS, 5) | {"strong": 7}
