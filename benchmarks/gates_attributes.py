@@ -18,7 +18,7 @@ from dynamix.models.metrics import entropy
 from dynamix.segmentation.attributes import CHANNELS_OF, Without, after_cuts, dispensable
 from dynamix.segmentation.cells import Statistics
 from dynamix.segmentation.masks import Verdict
-from dynamix.segmentation.quota import Spent, quotas
+from dynamix.segmentation.quota import Spent, cuts_of
 
 NAMES = tuple(CHANNELS_OF)
 
@@ -43,10 +43,8 @@ def lost(
     statistics: Statistics, verdicts: Sequence[Verdict], config: MaskConfig, *, told: Told, streams: Sequence[str]
 ) -> Lost:  # fmt: skip
     """What the rule takes from every verdict's cell after its drops and quotas, and the true price of it."""
-    spent = Spent.by_drops(statistics, verdicts)
-    found = quotas(statistics, verdicts, config, spent=spent) if config.length == "bound" else []
-    cuts = {(q.segment_id, q.stream): q for q in found}
-    cost = after_cuts(statistics, spent, cuts)
+    cuts = cuts_of(statistics, verdicts, config)
+    cost = after_cuts(statistics, Spent.by_drops(statistics, verdicts), cuts)
     free = config.model_copy(update={"ne_budget": float("inf")})
     chosen, alone = (dispensable(statistics, verdicts, way, spent=cost, cuts=cuts) for way in (config, free))
     n = float(told.n.sum())

@@ -13,7 +13,7 @@ from dynamix.features import sim_world as W
 from dynamix.segmentation.boost import boosts, candidates
 from dynamix.segmentation.cells import Statistics
 from dynamix.segmentation.masks import Verdict
-from dynamix.segmentation.quota import Spent, quotas
+from dynamix.segmentation.quota import cuts_of
 
 ACTING = ("strong", "weak", "trace")
 """Kinds that act by a slope."""
@@ -44,9 +44,7 @@ def lengthened(
     world: W.World, statistics: Statistics, verdicts: Sequence[Verdict], mask: MaskConfig, *, base: int
 ) -> Lengthened:
     """What the product boosts on these statistics, after its own drops and cuts; histories keep `base` without boosts."""
-    spent = Spent.by_drops(statistics, verdicts)
-    found = [] if mask.length == "full" else quotas(statistics, verdicts, mask, spent=spent)
-    cuts = {(q.segment_id, q.stream): q for q in found}
+    cuts = cuts_of(statistics, verdicts, mask)
     family = {c.cell: c.nats > 0 for c in candidates(statistics, mask)}
     taken = boosts(statistics, verdicts, cuts, mask, base=base)
     cells = [(v.segment_id, v.stream) for v in verdicts]

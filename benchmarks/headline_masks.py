@@ -24,7 +24,7 @@ from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.effects import curvature, effect, loss
 from dynamix.segmentation.masks import Protection, Verdict, judge
 from dynamix.segmentation.prior import expected_losses
-from dynamix.segmentation.quota import Quota, Spent, quotas, tail
+from dynamix.segmentation.quota import Quota, cuts_of, tail
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,9 @@ class Decided:
         cls, statistics: Statistics, config: MaskConfig, protected: Sequence[str], *, base: int
     ) -> Decided:
         verdicts = judge(statistics, config, protection=Protection(frozenset(protected)))
-        spent = Spent.by_drops(statistics, verdicts)
-        cut = [] if config.length == "full" else quotas(statistics, verdicts, config, spent=spent)
-        cuts = {(q.segment_id, q.stream): q for q in cut}
-        return cls(statistics, verdicts, cut, boosts(statistics, verdicts, cuts, config, base=base))
+        cuts = cuts_of(statistics, verdicts, config)
+        longer = boosts(statistics, verdicts, cuts, config, base=base)
+        return cls(statistics, verdicts, list(cuts.values()), longer)
 
     @property
     def dropped(self) -> set[Cell]:

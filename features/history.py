@@ -17,6 +17,7 @@ from pyspark.sql.types import StructType
 
 from dynamix.config import HistoryConfig
 from dynamix.features.quotas import BaseQuota, from_newest
+from dynamix.features.ragged import slices_within, unrolled
 from dynamix.features.timeline import (
     Bools,
     EventBlock,
@@ -89,7 +90,7 @@ def kept_history(
     shortest = int(base.of(by_stream.group_stream).min(initial=per_stream))
     bound = np.minimum(high - low, by_stream.streams_of(impressions.user) * longest)
     kept = []
-    for rows in _slices(bound, _PAIR_BUDGET):
+    for rows in slices_within(bound, _PAIR_BUDGET):
         chunk = np.arange(rows.start, rows.stop, dtype=np.int64)
         few = high[chunk] - low[chunk] <= shortest  # no stream can exceed its limit
         whole = chunk[few]
@@ -181,7 +182,7 @@ class _StreamIndex:
     def queries(self, rows: Ints, user: Ints, high: Ints) -> tuple[Ints, Ints, Ints, Ints]:
         """One query per impression of `rows` and stream of its user: (impression, start, stop in `order`, group)."""
         low, stop = self._groups(user[rows])
-        local, group = _ranges(low, stop - low)
+        local, group = unrolled(low, stop - low)
         owner = rows[local]
         end = np.searchsorted(self.key, group * (self.n_events + 1) + high[owner], side="left")
         return owner, self.group_start[group], end.astype(np.int64), group
@@ -205,10 +206,10 @@ def _newest(
     rows, positions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     while len(todo):
         short = []
-        for part in _slices(np.minimum(high[todo] - low[todo], width[todo]), _PAIR_BUDGET):
+        for part in slices_within(np.minimum(high[todo] - low[todo], width[todo]), _PAIR_BUDGET):
             query = todo[part]
             start = np.maximum(low[query], high[query] - width[query])
-            local, flat = _ranges(start, high[query] - start)
+            local, flat = unrolled(start, high[query] - start)
             position = flat if order is None else order[flat]
             seen = visible(position, owner[query][local])
             local, position = local[seen], position[seen]
@@ -253,24 +254,6 @@ def _newest_overall(row: Ints, position: Ints, n_events: int, total: int) -> tup
     last = np.searchsorted(row, row, side="right") if len(row) else row
     take = last - np.arange(len(row)) <= total
     return row[take], position[take]
-
-
-def _ranges(start: Ints, length: Ints) -> tuple[Ints, Ints]:
-    """Expand ranges [start, start+length): (number of the range, running value) for every element."""
-    owner = np.repeat(np.arange(len(start), dtype=np.int64), length)
-    begin = np.cumsum(length) - length
-    return owner, np.arange(len(owner), dtype=np.int64) + (start - begin)[owner]
-
-
-def _slices(cost: Ints, budget: int) -> Iterator[slice]:
-    """Consecutive slices whose summed cost stays within the budget, at least one element each."""
-    spent = np.cumsum(cost)
-    begin = 0
-    while begin < len(cost):
-        done = int(spent[begin - 1]) if begin else 0
-        end = max(begin + 1, int(np.searchsorted(spent, done + budget, side="right")))
-        yield slice(begin, end)
-        begin = end
 
 
 def map_histories(

@@ -14,7 +14,7 @@ from dynamix.segmentation.boost import Boost, boosted, boosts
 from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.life import Stay, keep_restored
 from dynamix.segmentation.masks import Protection, Verdict, judge
-from dynamix.segmentation.quota import Quota, Spent, older, quotas
+from dynamix.segmentation.quota import Quota, cuts_of, older
 from dynamix.segmentation.rules import global_verdicts, keep_everything, random_verdicts
 
 
@@ -52,7 +52,7 @@ def decide(config: Config, measured: Measured, stays: Mapping[Cell, Stay]) -> De
         drawn = random_verdicts(verdicts, statistics, seed=config.mask.seed, protection=protected)
         return Decision(drawn, {}, "proposed")
     verdicts = keep_restored(verdicts, stays)
-    cuts = _cuts(config, statistics, verdicts)
+    cuts = cuts_of(statistics, verdicts, config.mask)
     verdicts = say_whole(verdicts, stays.keys() if config.mask.attributes == "bound" else cuts.keys(), stays)
     cuts = {cell: cut for cell, cut in cuts.items() if cell not in stays}
     longer = _boosts(config, statistics, verdicts, cuts, never=stays.keys())
@@ -65,7 +65,7 @@ def one_mask(config: Config, measured: Measured, status: str) -> Decision:
     """The same verdict, cut, boost and attributes for every segment, from all users together."""
     pooled = measured.statistics.pooled()
     verdicts = judge(pooled, config.mask, protection=protection(config, measured.streams))
-    cuts = _cuts(config, pooled, verdicts)
+    cuts = cuts_of(pooled, verdicts, config.mask)
     longer = _boosts(config, pooled, verdicts, cuts)
     verdicts, cells = boosted(verdicts, longer), measured.statistics.cells
     own = {
@@ -75,14 +75,6 @@ def one_mask(config: Config, measured: Measured, status: str) -> Decision:
     }
     without = in_every_segment(lost_attributes(config, pooled, verdicts, cuts), measured.statistics, cells)
     return Decision(global_verdicts(verdicts, cells), own, status, longer, without)
-
-
-def _cuts(config: Config, statistics: Statistics, verdicts: Sequence[Verdict]) -> dict[Cell, Quota]:
-    """Kept cells whose older part goes."""
-    if config.mask.length == "full":
-        return {}
-    spent = Spent.by_drops(statistics, verdicts)
-    return {(q.segment_id, q.stream): q for q in quotas(statistics, verdicts, config.mask, spent=spent)}
 
 
 def _boosts(

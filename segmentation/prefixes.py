@@ -9,13 +9,13 @@ Plain NumPy; executors and serving share it (docs/method.md A.4.4).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from dynamix.features.ragged import slices_within, unrolled
 from dynamix.segmentation.blocks import INPUT
 from dynamix.segmentation.fitted import FittedSegmenter
 from dynamix.segmentation.jagged import FlatEvents, Floats, Ints, jagged
@@ -71,8 +71,8 @@ def at_midnights(
     stop = np.cumsum(new.ravel()[at])
     first = np.searchsorted(found.flat.user[order], at // n_days)
     table = [_posterior(found.flat.take(order[:0]), 1, segmenter, n_streams, gap_s)]
-    for rows in _slices(stop - first):
-        own, index = _prefixes(first[rows], stop[rows])
+    for rows in slices_within(stop - first, PREFIX_EVENTS):
+        own, index = unrolled(first[rows], (stop - first)[rows])
         flat = found.flat.take(order[index])
         flat = FlatEvents(own, flat.ts_s, flat.stream, flat.dwell_bin, flat.z, np.full(len(own), INPUT))
         table.append(_posterior(flat, rows.stop - rows.start, segmenter, n_streams, gap_s))
@@ -83,21 +83,3 @@ def at_midnights(
 def _posterior(flat: FlatEvents, n: int, segmenter: FittedSegmenter, n_streams: int, gap_s: float) -> Floats:
     inputs = jagged(flat, users=pa.nulls(n, pa.string()), n_streams=n_streams, gap_s=gap_s)
     return np.round(segmenter.posterior(inputs), DIGITS)
-
-
-def _prefixes(first: Ints, stop: Ints) -> tuple[Ints, Ints]:
-    """(number of the prefix, place) of every element of the ranges [first, stop)."""
-    length = stop - first
-    own = np.repeat(np.arange(len(length), dtype=np.int64), length)
-    begin = np.cumsum(length) - length
-    return own, np.arange(len(own), dtype=np.int64) + (first - begin)[own]
-
-
-def _slices(length: Ints) -> Iterator[slice]:
-    """Consecutive slices of at most PREFIX_EVENTS events together, at least one prefix each."""
-    spent, begin = np.cumsum(length), 0
-    while begin < len(length):
-        done = int(spent[begin - 1]) if begin else 0
-        end = max(begin + 1, int(np.searchsorted(spent, done + PREFIX_EVENTS, side="right")))
-        yield slice(begin, end)
-        begin = end

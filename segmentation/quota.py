@@ -169,6 +169,14 @@ def quotas(
     return [_say(statistics, cell, kept, config) for cell, kept in sorted(keep.items()) if kept < BUCKETS]
 
 
+def cuts_of(statistics: Statistics, verdicts: Sequence[Verdict], config: MaskConfig) -> dict[Cell, Quota]:
+    """Kept cells whose older part goes after the drops of these verdicts; none under `length` full."""
+    if config.length == "full":
+        return {}
+    spent = Spent.by_drops(statistics, verdicts)
+    return {(q.segment_id, q.stream): q for q in quotas(statistics, verdicts, config, spent=spent)}
+
+
 def _may_be_cut(verdict: Verdict) -> bool:
     """Not protected, and its dwell is no candidate for an effect without a slope, which tails cannot show."""
     return all(c.passed for c in verdict.checks if c.rule in ("protected", "curvature"))
