@@ -105,11 +105,17 @@ def write_tables(run: Run) -> None:
     spark.sql(f"DELETE FROM {at} WHERE n = 0")  # hides the row of GONE[0], the file still holds it
 
 
+def user_ids(path: Path) -> list[str]:
+    return pq.ParquetFile(path).read(columns=["user_id"])["user_id"].to_pylist()
+
+
 def write_files(run: Run) -> None:
     """An orphan of a dead writer, a run's folder, and two registered rankers, of which one saw the users."""
     place = run.warehouse
-    orphan = Path(place.path("events")) / "event_date=2024-01-01" / "part-dead.parquet"
-    shutil.copy(next(orphan.parent.glob("*.parquet")), orphan)
+    day = Path(place.path("events")) / "event_date=2024-01-01"
+    orphan = day / "part-dead.parquet"
+    of_day = sorted(day.glob("*.parquet"))  # several where the session writes without joining small parts
+    shutil.copy(next(path for path in of_day if GONE[0] in user_ids(path)), orphan)
     os.utime(orphan, (time.time() - 100_000,) * 2)
     folder = place.private / "runs" / "r1"
     (folder / "model").mkdir(parents=True)
