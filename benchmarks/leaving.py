@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.segment_worlds import dwell_bins
 from dynamix.config import SegmentationConfig
-from dynamix.contracts import DWELL_BIN_EDGES_S, N_DWELL_BINS, NO_DWELL_BIN
+from dynamix.contracts import N_DWELL_BINS
 from dynamix.features import sim_events
 from dynamix.features import sim_world as W
 from dynamix.segmentation.assign import assigned
@@ -49,11 +50,7 @@ def left_in_time(component: Ints, events: Ints, rule: Rule) -> tuple[Ints, Ints]
 def counts_of(content: sim_events.Content, users: int, *, bins: bool) -> CountBlock:
     """Events of every day per user and cell; days count from 0, windows are those of the calendar of 42 days."""
     day = content.ts_ms // W.DAY_MS
-    seconds = np.where(content.censored, 0.0, content.dwell_ms / 1000.0)
-    binned = np.where(
-        content.censored, NO_DWELL_BIN, np.searchsorted(DWELL_BIN_EDGES_S, seconds, side="left")
-    )
-    cell = content.stream * N_DWELL_BINS + binned if bins else content.stream
+    cell = content.stream * N_DWELL_BINS + dwell_bins(content) if bins else content.stream
     width = W.N_STREAMS * (N_DWELL_BINS if bins else 1)
     key, n = np.unique((content.user * DAYS + day) * width + cell, return_counts=True)
     slot, own = np.divmod(key, width)

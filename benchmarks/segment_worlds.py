@@ -94,6 +94,13 @@ def slope_types(users: int, events: float, seed: int) -> tuple[SegmentWorld, Lat
     return SegmentWorld(drawn.inputs, kind[drawn.segment], optimal, evidence), later
 
 
+def dwell_bins(content: sim_events.Content) -> Ints:
+    """Dwell bin (N,) of every event, NO_DWELL_BIN where it is censored."""
+    seconds = np.where(content.censored, 0.0, content.dwell_ms / 1000.0)
+    binned = np.searchsorted(DWELL_BIN_EDGES_S, seconds, side="left")
+    return np.where(content.censored, NO_DWELL_BIN, binned)
+
+
 def _draw(preset: str, users: int, events: float, seed: int) -> _Drawn:
     stage = [np.random.default_rng([seed, number]) for number in range(7)]
     world = W.draw_world(W.preset_named(preset), stage[0])
@@ -104,10 +111,8 @@ def _draw(preset: str, users: int, events: float, seed: int) -> _Drawn:
     imps = sim_labels.draw_impressions(world, content, DAYS, stage[3])
     truth = sim_labels.draw_truth(world, people, content, imps, stage[4], days=DAYS)
     day = content.ts_ms / W.DAY_MS
-    seconds = np.where(content.censored, 0.0, content.dwell_ms / 1000.0)
-    bins = np.searchsorted(DWELL_BIN_EDGES_S, seconds, side="left")
     flat = FlatEvents(
-        content.user, content.ts_ms / 1000.0, content.stream, np.where(content.censored, NO_DWELL_BIN, bins),
+        content.user, content.ts_ms / 1000.0, content.stream, dwell_bins(content),
         np.where(content.censored, np.nan, content.z), _part(day),
     )  # fmt: skip
     inputs = jagged(flat, users=_ids(users), n_streams=W.N_STREAMS)

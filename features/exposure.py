@@ -57,14 +57,20 @@ def own_channels(
 ) -> tuple[Floats, Floats]:
     """Channels of OWN (cells, 3) as in `exposure_block`, and kept events (cells,); `cell` (M,) is where each counts."""
     row = np.repeat(np.arange(len(impressions.ts_us), dtype=np.int64), np.diff(offsets))
-    usable = usable_dwell(events, impressions, offsets, index)
     item = impressions.item[row]
     n = _per_cell(cell, cells)
-    m = _per_cell(cell[usable], cells)
-    z_sum = _per_cell(cell[usable], cells, events.z[index][usable])
     matches = _per_cell(cell[(item >= 0) & (events.item[index] == item)], cells)
-    # mean z · m/(m+1) = sum of z / (m+1)
-    return np.stack([z_sum / (m + 1.0), np.log1p(n), np.log1p(matches)], axis=1), n
+    dwell = dwell_channel(events, impressions, offsets, index, cell, cells=cells)
+    return np.stack([dwell, np.log1p(n), np.log1p(matches)], axis=1), n
+
+
+def dwell_channel(
+    events: EventBlock, impressions: ImpressionBlock, offsets: Ints, index: Ints, cell: Ints, *, cells: int
+) -> Floats:
+    """The first channel of `own_channels` (cells,): mean z · m/(m+1), which is the sum of z / (m+1)."""
+    usable = usable_dwell(events, impressions, offsets, index)
+    z_sum = _per_cell(cell[usable], cells, events.z[index][usable])
+    return z_sum / (_per_cell(cell[usable], cells) + 1.0)
 
 
 def _per_cell(cell: Ints, cells: int, weights: Floats | None = None) -> Floats:

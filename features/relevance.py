@@ -26,7 +26,7 @@ from dynamix.features.exposure import exposure_block
 from dynamix.features.gram import gram_sums
 from dynamix.features.history import EventBlock, ImpressionBlock, Kernel, map_histories, usable_dwell
 from dynamix.features.quotas import BaseQuota
-from dynamix.features.recency import recency_block, recency_sums
+from dynamix.features.recency import BUCKETS, recency_block, recency_sums
 from dynamix.features.sum_rows import SCHEMA, add_up, sums_table
 from dynamix.features.timeline import codes
 
@@ -199,16 +199,16 @@ def relevance_kernel(
     """
 
     def kernel(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Any:
+        parts, tokens = longer = recency_block(events, asked, offsets, index, n_streams=n_streams, base=base)
         if base is not None:
-            longer = recency_block(events, asked, offsets, index, n_streams=n_streams, base=base)
             offsets, index = base.part(offsets, index, events.stream)
+            parts, tokens = parts[:, :, :BUCKETS], tokens[:, :, :BUCKETS]  # without what lies beyond
         x = exposure_block(events, asked, offsets, index, n_streams=n_streams)
         x[:, list(untimed), CHANNELS.index("recency")] = 0.0
         frame = asked.frame
         segment = np.asarray(frame.column("segment_id").to_numpy(), np.int64)
         half = np.asarray(frame.column("half").to_numpy(), np.int64)
         third = np.searchsorted(np.asarray(thirds_us), asked.ts_us, side="right")
-        parts, tokens = recency_block(events, asked, offsets, index, n_streams=n_streams)
         usable = _has_dwell(events, asked, offsets, index, n_streams)
         past = history_values(events, asked, offsets, index)
         groups = [

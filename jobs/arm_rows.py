@@ -119,9 +119,10 @@ def build_arms(run: Run) -> ArmRows:
     history = held(event_columns(events, streams, stats, run.config, sessions=kinded_sessions(run)))
     impressions = held(label_impressions(events, config=run.config))
     empty = with_part(impressions, calendar).isEmpty()  # a row of each arm is an impression of a part
-    for arm, version in (*versions.items(), *([(COLLECTED, COLLECTED)] if run.config.mask.boost_to else [])):
-        if arm == GLOBAL:
-            continue
+    written = {arm: version for arm, version in versions.items() if arm != GLOBAL}
+    if run.config.mask.boost_to:
+        written[COLLECTED] = COLLECTED
+    for arm, version in written.items():
         run.note(f"train: rows of {arm} ({version})")
         masks = mask_rows(run, version) if arm == MASKED else None
         frame = training_rows(
@@ -135,8 +136,8 @@ def build_arms(run: Run) -> ArmRows:
     assert pinned is not None  # just written; for the type checker
     rows = {
         arm: (version, load_version(run, version, pinned=pinned))
-        for arm, version in versions.items()
-        if arm != GLOBAL
+        for arm, version in written.items()
+        if arm != COLLECTED
     }
     scales = stream_scales(streams, config=run.config)
     cells = {v: grid_cells(mask_rows(run, v)) for arm, v in versions.items() if arm != KEEP_ALL}

@@ -121,18 +121,21 @@ class JaggedRows:
         Hold-out users, and segments or streams outside the table, keep everything, or their `base` where rows hold more
         than that (docs/method.md A.9).
         """
-        row = np.repeat(np.arange(len(self)), np.diff(self.offsets))
-        segment, stream = self.segment[row].astype(np.int64), self.stream.astype(np.int64)
-        limit = limits_of(quotas, segment, self.tier[row], stream, self.holdout[row])
+        segment, tier, stream, holdout = self._cells()
+        limit = limits_of(quotas, segment, tier, stream, holdout)
         kept = self.keep_events(self.rank < (limit if base is None else base.where_unlimited(limit, stream)))
         return kept._without(hidden) if hidden else kept
 
     def _without(self, hidden: Hidden) -> JaggedRows:
-        row = np.repeat(np.arange(len(self)), np.diff(self.offsets))
-        segment, stream = self.segment[row].astype(np.int64), self.stream.astype(np.int64)
-        lost = lost_by(hidden, segment, self.tier[row], stream, self.holdout[row])
+        lost = lost_by(hidden, *self._cells())
         events: dict[str, Any] = emptied({name: getattr(self, name) for name in EVENT_FIELDS}, lost)
         return replace(self, **events)
+
+    def _cells(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Segment, tier, stream and hold-out (N,) of every event."""
+        row = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        segment, stream = self.segment[row].astype(np.int64), self.stream.astype(np.int64)
+        return segment, self.tier[row], stream, self.holdout[row]
 
     def cap_users(self, max_rows: int) -> JaggedRows:
         """At most about `max_rows` rows: whole users by ascending hash; 0 keeps all."""

@@ -20,7 +20,7 @@ from dynamix.features.calendar import Calendar
 from dynamix.segmentation.blocks import CountBlock, count_block
 from dynamix.segmentation.em import reduce_blocks
 from dynamix.segmentation.fitted import FittedSegmenter
-from dynamix.segmentation.midnights import TIER_DAYS, Rule, decide
+from dynamix.segmentation.midnights import TIER_DAYS, Rule, decide, known_by
 from dynamix.segmentation.mixture import Floats, Ints, Mixture, posterior
 from dynamix.segmentation.prefixes import at_midnights
 from dynamix.segmentation.user_events import dated_events
@@ -48,21 +48,16 @@ def day_table(block: CountBlock, mixture: Mixture, n_days: int) -> Days:
     """Joint log density and event counts of every user at every midnight, from the days before it."""
     users, k = len(block.users), mixture.k
     gains = np.zeros((users * n_days, k))
-    new = np.zeros(users * n_days, np.int64)
     inside = (block.day >= 0) & (block.day < n_days)
     slot = block.row[inside] * n_days + block.day[inside]
     n = block.n[inside]
     for component in range(k):
         weights = mixture.log_p[component, block.cell[inside]] * n
         gains[:, component] = np.bincount(slot, weights=weights, minlength=users * n_days)
-    new += np.bincount(slot, weights=n, minlength=users * n_days).astype(np.int64)
+    new = np.bincount(slot, weights=n, minlength=users * n_days).astype(np.int64)
     scores = np.zeros((users, n_days, k))
     scores[:, 1:] = np.cumsum(gains.reshape(users, n_days, k), axis=1)[:, :-1]
-    events = np.zeros((users, n_days), np.int64)
-    events[:, 1:] = np.cumsum(new.reshape(users, n_days), axis=1)[:, :-1]
-    week = events.copy()
-    week[:, TIER_DAYS:] -= events[:, :-TIER_DAYS]
-    return Days(scores + mixture.log_pi, events, week)
+    return Days(scores + mixture.log_pi, *known_by(new.reshape(users, n_days)))
 
 
 def tiers(component: Ints, week: Ints, rule: Rule) -> npt.NDArray[np.bool_]:

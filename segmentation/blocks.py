@@ -5,6 +5,7 @@ A cell is stream id × dwell bin (`stream_id · 13 + bin`), or the stream alone 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,12 +48,17 @@ def cell_width(n_streams: int, *, dwell_bins: bool) -> int:
 
 def count_block(batch: Any) -> CountBlock:
     """A record batch of `user_counts` as coordinate arrays."""
+    users, row, field = entries_of(batch)
+    return CountBlock(users, row, *(field(name).astype(np.int64) for name in ("day", "part", "cell", "n")))
+
+
+def entries_of(batch: Any) -> tuple[Any, Ints, Callable[[str], npt.NDArray[Any]]]:
+    """Of a record batch with `user_id` and `entries`: ids (U,), the row (N,) of each entry, and a field (N,) by name."""
     lists = batch.column(batch.schema.get_field_index("entries"))
     entries = lists.flatten()
     row = np.repeat(np.arange(len(lists), dtype=np.int64), np.diff(lists.offsets.to_numpy()))
 
-    def field(name: str) -> Ints:
-        return np.asarray(entries.field(name).to_numpy(zero_copy_only=False)).astype(np.int64)
+    def field(name: str) -> npt.NDArray[Any]:
+        return np.asarray(entries.field(name).to_numpy(zero_copy_only=False))
 
-    users = batch.column(batch.schema.get_field_index("user_id")).cast(pa.string())
-    return CountBlock(users, row, field("day"), field("part"), field("cell"), field("n"))
+    return batch.column(batch.schema.get_field_index("user_id")).cast(pa.string()), row, field

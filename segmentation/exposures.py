@@ -9,7 +9,8 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from dynamix.config import HistoryConfig
-from dynamix.features.history import EventBlock, ImpressionBlock, map_histories, usable_dwell
+from dynamix.features.exposure import dwell_channel
+from dynamix.features.history import EventBlock, ImpressionBlock, map_histories
 from dynamix.features.timeline import Ints
 
 SCHEMA = "user_id string, event_id string, surface string, position int, label double, x array<double>"
@@ -27,10 +28,8 @@ def dwell_exposures(
     def kernel(events: EventBlock, asked: ImpressionBlock, offsets: Ints, index: Ints) -> Any:
         n = len(asked.ts_us)
         row = np.repeat(np.arange(n, dtype=np.int64), np.diff(offsets))
-        use = usable_dwell(events, asked, offsets, index)
-        place = row[use] * n_streams + events.stream[index][use]
-        total = np.bincount(place, weights=events.z[index][use], minlength=n * n_streams)
-        x = total / (np.bincount(place, minlength=n * n_streams) + 1.0)
+        cell = row * n_streams + events.stream[index]
+        x = dwell_channel(events, asked, offsets, index, cell, cells=n * n_streams)
         ends = pa.array(np.arange(n + 1, dtype=np.int32) * n_streams, pa.int32())
         columns = {
             name: asked.frame.column(name) for name in ("user_id", "event_id", "surface", "position", "label")

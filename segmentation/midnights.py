@@ -34,6 +34,15 @@ class Rule:
         return cls(config.confidence, config.min_events, active_from, config.control)
 
 
+def known_by(new: Ints) -> tuple[Ints, Ints]:
+    """Events (U, D) known at 00:00 of each day and of the seven days before it; `new` (U, D) came on the day itself."""
+    events = np.zeros(new.shape, np.int64)
+    events[:, 1:] = np.cumsum(new, axis=1)[:, :-1]
+    week = events.copy()
+    week[:, TIER_DAYS:] -= events[:, :-TIER_DAYS]
+    return events, week
+
+
 def decide(q: Floats, events: Ints, rule: Rule) -> Ints:
     """Component of every user at every midnight (U, D), −1 = cold; q (U, D, K), events (U, D)."""
     users, n_days, _ = q.shape

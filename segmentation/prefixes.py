@@ -19,7 +19,7 @@ from dynamix.features.ragged import slices_within, unrolled
 from dynamix.segmentation.blocks import INPUT
 from dynamix.segmentation.fitted import FittedSegmenter
 from dynamix.segmentation.jagged import FlatEvents, Floats, Ints, jagged
-from dynamix.segmentation.midnights import TIER_DAYS
+from dynamix.segmentation.midnights import known_by
 
 PREFIX_EVENTS = 500_000
 """Events of all prefixes worked on at once; beside the last bit of a network's sums the result does not depend on it."""
@@ -56,10 +56,6 @@ def at_midnights(
     inside = np.flatnonzero((found.day >= 0) & (found.day < n_days - 1))
     slot = found.flat.user[inside] * n_days + found.day[inside]
     new = np.bincount(slot, minlength=users * n_days).reshape(users, n_days)
-    events = np.zeros((users, n_days), np.int64)
-    events[:, 1:] = np.cumsum(new, axis=1)[:, :-1]
-    week = events.copy()
-    week[:, TIER_DAYS:] -= events[:, :-TIER_DAYS]
 
     order = inside[np.argsort(slot, kind="stable")]
     state = np.zeros((users, n_days), np.int64)  # number of the prefix, 0 = none yet
@@ -77,7 +73,7 @@ def at_midnights(
         flat = FlatEvents(own, flat.ts_s, flat.stream, flat.dwell_bin, flat.z, np.full(len(own), INPUT))
         table.append(_posterior(flat, rows.stop - rows.start, segmenter, n_streams, gap_s))
     q = np.concatenate(table)
-    return Midnights(q[np.where(state > 0, state, 0)], events, week)
+    return Midnights(q[np.where(state > 0, state, 0)], *known_by(new))
 
 
 def _posterior(flat: FlatEvents, n: int, segmenter: FittedSegmenter, n_streams: int, gap_s: float) -> Floats:

@@ -8,14 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dynamix.config import Config
 from dynamix.features.calendar import Calendar, since_1970
 from dynamix.features.streams import scaled_events
-from dynamix.segmentation.blocks import INPUT, NEXT
+from dynamix.segmentation.blocks import INPUT, NEXT, entries_of
 from dynamix.segmentation.counts import known_day, seen_span, segmenter_streams, window_part
 from dynamix.segmentation.jagged import FlatEvents, Jagged, jagged
 from dynamix.segmentation.prefixes import DatedEvents
@@ -55,19 +54,14 @@ def fit_users(frame: DataFrame, *, at_most: int) -> DataFrame:
 
 def dated_events(batch: Any) -> DatedEvents:
     """A record batch of `user_events` as flat arrays."""
-    lists = batch.column(batch.schema.get_field_index("entries"))
-    entries = lists.flatten()
-    owner = np.repeat(np.arange(len(lists), dtype=np.int64), np.diff(lists.offsets.to_numpy()))
-
-    def field(name: str, kind: Any) -> Any:
-        return np.asarray(entries.field(name).to_numpy(zero_copy_only=False)).astype(kind)
-
-    flat = FlatEvents(
-        owner, field("us", np.int64) / 1e6, field("stream", np.int64), field("dwell_bin", np.int64),
-        field("z", np.float64), field("part", np.int64),
-    )  # fmt: skip
-    users = batch.column(batch.schema.get_field_index("user_id")).cast(pa.string())
-    return DatedEvents(users, flat, field("day", np.int64))
+    users, owner, field = entries_of(batch)
+    stream, dwell_bin, part, day = (
+        field(name).astype(np.int64) for name in ("stream", "dwell_bin", "part", "day")
+    )
+    seconds = field("us").astype(np.int64) / 1e6
+    return DatedEvents(
+        users, FlatEvents(owner, seconds, stream, dwell_bin, field("z").astype(np.float64), part), day
+    )
 
 
 def window_events(rows: Any, *, n_streams: int, gap_s: float) -> Jagged:
