@@ -8,10 +8,10 @@ from pathlib import Path
 
 from dynamix.config import MaskConfig
 from dynamix.jobs.files import read_object, write_whole
-from dynamix.jobs.report_data import AtBudget
+from dynamix.jobs.report_data import RULE, AtBudget
 from dynamix.segmentation.cells import Cell, Statistics
 from dynamix.segmentation.life import Stay, keep_restored
-from dynamix.segmentation.masks import Protection, Verdict, judge
+from dynamix.segmentation.masks import Protection, Verdict, judge, kept_by_rule
 
 FILE = "budgets.json"
 FACTORS = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -41,7 +41,9 @@ def at_budgets(
 def _at(tokens: Mapping[Cell, float], budget: float, verdicts: Sequence[Verdict], *, own: bool) -> AtBudget:
     gone = sum(tokens.get((v.segment_id, v.stream), 0.0) for v in verdicts if v.verdict == "drop")
     total = sum(tokens.values())
-    found = {(v.segment_id, v.stream): v.verdict for v in verdicts}
+    found = {
+        (v.segment_id, v.stream): RULE if kept_by_rule(v.verdict, v.reason) else v.verdict for v in verdicts
+    }
     return AtBudget(budget, own, found, gone / total if total else 0.0)
 
 

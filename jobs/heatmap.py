@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from html import escape
 
 from dynamix.contracts import VERDICTS
-from dynamix.jobs.report_data import Cell
+from dynamix.jobs.report_data import RULE, Cell
 from dynamix.jobs.svg import shorten
 
-LETTERS = {"keep": "K", "drop": "D", "boost": "B", "undecided": "·"}
-SYMBOLS = {"keep": "■", "drop": "×", "boost": "▲", "undecided": "?"}
+LETTERS = {"keep": "K", RULE: "k", "drop": "D", "boost": "B", "undecided": "·"}
+SYMBOLS = {"keep": "■", RULE: "□", "drop": "×", "boost": "▲", "undecided": "?"}
 MEANING = {
     "keep": "keep: its relevance is shown",
+    RULE: "keep by rule, relevance not shown: protected, the last of its segment, or cold while another segment keeps it",
     "drop": "drop: its effect is shown to be negligible beside what stays",
     "boost": "boost: it earns more room",
     "undecided": "undecided: kept, because these rows can show neither",
@@ -55,12 +56,17 @@ def letters(cells: Sequence[Cell]) -> str:
 
     A number after it is how many newest events a cut cell keeps (`K10`).
     """
-    return "|".join(LETTERS.get(c.verdict, "?") + (str(c.quota) if c.cut else "") for c in cells)
+    return "|".join(LETTERS.get(c.face, "?") + (str(c.quota) if c.cut else "") for c in cells)
 
 
 def counts(cells: Sequence[Cell]) -> dict[str, int]:
     """Number of cells of every verdict, zeros included."""
     return {v: sum(c.verdict == v for c in cells) for v in VERDICTS}
+
+
+def faces(cells: Sequence[Cell]) -> dict[str, int]:
+    """Number of cells as the map shows them, in the order of MEANING, zeros included."""
+    return {face: sum(c.face == face for c in cells) for face in MEANING}
 
 
 def terminal(cells: Sequence[Cell], *, truth: Truth | None = None, width: int = 100) -> str:
@@ -112,6 +118,8 @@ def is_wrong(cells: Sequence[Cell], kind: str | None) -> bool:
 def _legend(table: Grid, cells: Sequence[Cell], truth: Truth, width: int) -> list[str]:
     count = counts(cells)
     lines = ["K keep   D drop   B boost   · undecided (kept: these rows can show neither)"]
+    if any(c.by_rule for c in cells):
+        lines.append(f"k {MEANING[RULE]}")
     if any(c.cut for c in cells):
         lines.append("K10: only the newest 10 events of the stream are kept")
     if truth:
@@ -151,9 +159,9 @@ def _breakable(stream: str) -> str:
 def _td(cells: Sequence[Cell], kind: str | None) -> str:
     if not cells:
         return '<td class="v-none"><span class="letter">–</span></td>'
-    verdicts = {c.verdict for c in cells}
-    css = f"v-{verdicts.pop()}" if len(verdicts) == 1 else "v-mixed"
-    symbols = "|".join(SYMBOLS.get(c.verdict, "?") for c in cells)
+    shown = {c.face for c in cells}
+    css = f"v-{shown.pop()}" if len(shown) == 1 else "v-mixed"
+    symbols = "|".join(SYMBOLS.get(c.face, "?") for c in cells)
     tip = "\n".join(describe(c) for c in cells) + (f"\nplanted: {kind}" if kind else "")
     text = letters(cells)
     wrong = is_wrong(cells, kind)

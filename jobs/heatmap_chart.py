@@ -35,15 +35,15 @@ def picture(cells: Sequence[Cell], *, truth: heatmap.Truth | None = None, title:
             wrong = heatmap.is_wrong(found, planted.get((segment, stream)))
             parts.append(_place(found, _LEFT + column * width, y, width, wrong=wrong))
     bottom = _TOP + len(table.streams) * _ROW
-    count = heatmap.counts(cells)
+    count = heatmap.faces(cells)
     said = ", ".join(f"{n} {v} ({heatmap.LETTERS[v]})" for v, n in count.items() if n)
     parts += [key(4, bottom + 14, said), key(4, bottom + 28, "columns: segments; K10 = newest 10 kept")]
     return drawing(parts, bottom + 34, title)
 
 
 def _place(cells: Sequence[Cell], x: float, y: float, width: float, *, wrong: bool) -> str:
-    verdicts = {cell.verdict for cell in cells}
-    css = verdicts.pop() if len(verdicts) == 1 else "mixed" if verdicts else "none"
+    shown = {cell.face for cell in cells}
+    css = shown.pop() if len(shown) == 1 else "mixed" if shown else "none"
     text = heatmap.letters(cells) + ("!" if wrong else "") if cells else "–"
     return (
         f'<rect class="b-{escape(css, quote=True)}" x="{x + 1:.1f}" y="{y + 1:.1f}" width="{width - 2:.1f}" '

@@ -11,7 +11,7 @@ from dynamix.jobs import charts, heatmap, story_charts
 from dynamix.jobs.drift_data import Compared
 from dynamix.jobs.evidence_data import Arm
 from dynamix.jobs.numbers import pct
-from dynamix.jobs.report_data import AtBudget, Channel, Curve, ReportData
+from dynamix.jobs.report_data import RULE, AtBudget, Channel, Curve, ReportData
 
 CURVES_PER_SEGMENT = 3
 CHECKS_SHOWN = 12
@@ -198,10 +198,11 @@ def heat_at(data: ReportData, at: AtBudget) -> Markup:
         return Markup(heatmap.html(data.cells, truth=data.truth))
     cells = []
     for cell in data.cells:
-        verdict = at.verdicts.get((cell.segment_id, cell.stream), cell.verdict)
-        keep = verdict != "drop"
+        face = at.verdicts.get((cell.segment_id, cell.stream), cell.face)
+        verdict, keep = "keep" if face == RULE else face, face != "drop"
         tip = f"under this budget: {verdict}; in the mask: {cell.verdict}"
-        cells.append(replace(cell, verdict=verdict, keep=keep, quota=cell.whole if keep else 0, reason=tip))
+        quota = cell.whole if keep else 0
+        cells.append(replace(cell, verdict=verdict, keep=keep, quota=quota, reason=tip, by_rule=face == RULE))
     return Markup(heatmap.html(cells, truth=data.truth))
 
 

@@ -98,7 +98,7 @@ def render(data: ReportData) -> str:
     return environment.get_template("report.html.j2").render(
         data=data,
         receipt=receipt(data),
-        counts=heatmap.counts(data.cells),
+        counts=heatmap.faces(data.cells),
         meaning=heatmap.MEANING,
         letters=heatmap.LETTERS,
         symbols=heatmap.SYMBOLS,

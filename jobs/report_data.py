@@ -14,6 +14,10 @@ from typing import Any
 from dynamix.jobs.drift_data import Drift, Watch
 from dynamix.jobs.evidence_data import Evidence, number
 from dynamix.jobs.story_data import Story
+from dynamix.segmentation.masks import kept_by_rule
+
+RULE = "rule"
+"""In place of the verdict `keep`, where a rule keeps a cell."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,14 @@ class Cell:
     """Quota of a stream whose history is not cut, 0 where it is not known."""
     attributes: tuple[str, ...] | None = None
     """What its kept events carry; None = all."""
+
+    by_rule: bool = False
+    """Kept by a rule (segmentation/masks.py `kept_by_rule`), its relevance is not shown."""
+
+    @property
+    def face(self) -> str:
+        """How the heat map shows it: its verdict, or `rule`."""
+        return RULE if self.by_rule else self.verdict
 
     @property
     def cut(self) -> bool:
@@ -122,8 +134,8 @@ class LogStep:
 class AtBudget:
     """Verdicts of every judged cell under one relative NE budget, and the share of tokens in dropped cells.
 
-    `verdicts` by (segment, stream); `own` marks the configured budget. Cut histories are not in it: they share the
-    same budget after the drops.
+    `verdicts` by (segment, stream), RULE where a rule keeps the cell; `own` marks the configured budget. Cut histories
+    are not in it: they share the same budget after the drops.
     """
 
     ne_budget: float
@@ -211,6 +223,7 @@ def cells_from_rows(
             tokens=number(r.get("tokens")) or 0.0,
             whole=whole(str(r["stream"])) if whole else 0,
             attributes=None if r.get("attributes") is None else tuple(r["attributes"]),
+            by_rule=kept_by_rule(str(r["verdict"]), str(r.get("reason") or "")),
         )
         for r in rows
     ]

@@ -19,7 +19,7 @@ from dynamix.features.relevance import CellSums
 from dynamix.segmentation.bounds import cell_budget, entropy
 from dynamix.segmentation.cells import BOTH, Cell, Statistics, population
 from dynamix.segmentation.effects import loss
-from dynamix.segmentation.masks import Verdict
+from dynamix.segmentation.masks import COLD, Verdict
 
 UNDER_THE_MASK, HOLD_OUT = 0, 1
 """Halves of the statistics of a watch."""
@@ -232,7 +232,7 @@ def keep_restored(verdicts: Sequence[Verdict], stays: Mapping[Cell, Stay]) -> li
         if v.verdict == "drop" and cell in stays:
             v = replace(v, verdict="keep", reason=f"{stays[cell].sentence()}; by the statistics: {v.reason}")
         elif v.verdict == "drop" and v.segment_id == COLD_SEGMENT and other is not None:
-            reason = f"cold: segment {other} keeps the stream; by the statistics: {v.reason}"
+            reason = f"{COLD}segment {other} keeps the stream; by the statistics: {v.reason}"
             v = replace(v, verdict="keep", reason=reason)
         found.append(v)
     return found

@@ -28,6 +28,8 @@ MIN_STREAMS = 1
 """k_min: the most relevant streams of a segment that always stay."""
 REDUNDANT = "redundant: "
 """Begins the reason of a drop whose relevance other streams carry: alone, such a cell does tell."""
+PROTECTED, COLD, MOST = "protected: ", "cold: ", "most relevant stream of its segment: "
+"""Begin the reasons of cells that a rule keeps, whatever their relevance."""
 CARRIED_SHARE = 0.5
 """A relevance that is shown is carried by other streams where at most this share of it is left beside them."""
 
@@ -178,6 +180,11 @@ def _negligible(
     }
 
 
+def kept_by_rule(verdict: str, reason: str) -> bool:
+    """Kept although its relevance is not shown: protected, cold, or the one stream that its segment has to keep."""
+    return verdict == "keep" and reason.startswith((PROTECTED, COLD, MOST))
+
+
 def is_carried(e: Evidence, beside: Beside | None) -> bool:
     """Relevance alone is shown, and little of it is left beside the streams before: they tell the same."""
     shown = e.effect_decides and e.effect.lcb > 0
@@ -307,16 +314,16 @@ def _say(
     if cell in found.dropped:
         return "drop", _why_dropped(head, cell, x, found, numbers, config)
     if "protected" in failed:
-        return "keep", f"protected: {numbers}"
+        return "keep", f"{PROTECTED}{numbers}"
     if (flip := found.flips.get(cell)) is not None:
         return "undecided", (
             f"attribution: {flip.head} at least {100 * flip.at_least:.3f} % of H by setting {flip.matters}, at most "
             f"{100 * flip.at_most:.3f} % by {flip.negligible}; {numbers}"
         )
     if cell in found.spared:
-        return "keep", f"cold: negligible here, but segment {found.spared[cell]} keeps the stream; {numbers}"
+        return "keep", f"{COLD}negligible here, but segment {found.spared[cell]} keeps the stream; {numbers}"
     if cell in found.passing:
-        return "keep", f"most relevant stream of its segment: {numbers}"
+        return "keep", f"{MOST}{numbers}"
     if e.curvature.lcb > 0 and x.lcb <= 0:
         return "keep", (
             f"non-monotone: squared dwell explains {100 * e.curvature.relevance:.3f} % of H, at least "

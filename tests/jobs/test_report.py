@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from report_pages import EVIL, sample
 
-from dynamix.jobs import heatmap
+from dynamix.jobs import heatmap, page_figures
 from dynamix.jobs.evidence_data import newest_evidence
 from dynamix.jobs.files import write_whole
 from dynamix.jobs.forget import cut_stories
@@ -22,12 +22,14 @@ from dynamix.jobs.heatmap_chart import picture
 from dynamix.jobs.page_figures import furthest
 from dynamix.jobs.report import render
 from dynamix.jobs.report_data import (
+    AtBudget,
     Cell,
     Channel,
     ReportData,
     cells_from_rows,
 )
 from dynamix.jobs.report_load import match_truth
+from dynamix.segmentation.masks import COLD
 
 
 class Page(HTMLParser):
@@ -124,6 +126,7 @@ def test_contrast_is_at_least_four_and_a_half_and_verdicts_differ_in_greyscale(t
     pairs = [("text", "page"), ("text", "card"), ("soft", "page"), ("soft", "card"), ("accent", "page")]
     pairs += [
         ("on-keep", "keep"),
+        ("on-rule", "rule"),
         ("on-drop", "drop"),
         ("on-drop", "hatch"),
         ("on-boost", "boost"),
@@ -135,7 +138,7 @@ def test_contrast_is_at_least_four_and_a_half_and_verdicts_differ_in_greyscale(t
         for p in pairs
         if _contrast(colour[p[0]], colour[p[1]]) < 4.5
     } == {}
-    shades = sorted(_luminance(colour[v]) for v in ("keep", "drop", "boost", "open"))
+    shades = sorted(_luminance(colour[v]) for v in ("keep", "rule", "drop", "boost", "open"))
     assert min(b / max(a, 1e-3) for a, b in pairwise(shades)) > 1.2
 
 
@@ -166,6 +169,27 @@ def test_terminal_map_marks_a_drop_of_something_that_matters() -> None:
     assert "D!strong" in text and "D null" in text
 
 
+def test_what_a_rule_keeps_does_not_look_like_what_matters() -> None:
+    """In the terminal, the page, its picture, and under another budget."""
+    reasons = {"a": "dwell: 900 positives", "b": f"{COLD}negligible here, but segment 2 keeps the stream"}
+    rows = [
+        {"segment_id": 0, "stream": s, "keep": True, "verdict": "keep", "reason": r}
+        for s, r in reasons.items()
+    ]
+    cells = cells_from_rows(rows)
+    assert [c.face for c in cells] == ["keep", "rule"] and heatmap.counts(cells)["keep"] == 2
+    text = heatmap.terminal(cells)
+    assert [line.split() for line in text.splitlines()[1:3]] == [
+        ["a", "K"],
+        ["b", "k"],
+    ] and "k keep by rule" in text
+    for page, of in ((heatmap.html(cells), "v"), (picture(cells, title="t"), "b")):
+        assert page.count(f'"{of}-keep"') == page.count(f'"{of}-rule"') == 1
+    other = AtBudget(0.01, False, {(0, "a"): "rule", (0, "b"): "drop"}, 0.5)
+    page = str(page_figures.heat_at(replace(sample(), cells=cells, truth=None), other))
+    assert 'class="v-rule"' in page and 'class="v-drop"' in page and 'class="v-keep"' not in page
+
+
 def test_both_tiers_stand_in_one_place() -> None:
     cells = [Cell(1, "one", t, "a", v == "keep", v) for t, v in (("passive", "keep"), ("active", "drop"))]
     assert "D|K" in heatmap.terminal(cells) and "v-mixed" in heatmap.html(cells)
@@ -176,7 +200,7 @@ def test_the_picture_has_a_place_a_cell_with_its_letter_and_escapes_names() -> N
     drawn = picture(data.cells, truth=data.truth, title=f'"{EVIL}"')
     tree = ElementTree.fromstring(drawn)
     boxes = Counter(node.get("class") for node in tree if node.tag == "rect")
-    verdicts = {f"b-{v}": n for v, n in heatmap.counts(data.cells).items()}
+    verdicts = {f"b-{v}": n for v, n in heatmap.faces(data.cells).items()}
     assert {css: boxes[css] for css in verdicts} == verdicts
     said = [node.text for node in tree if (node.get("class") or "").startswith("small on-")]
     table = heatmap.grid(data.cells)

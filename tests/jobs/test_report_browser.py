@@ -15,11 +15,11 @@ from report_pages import sample
 from dynamix.jobs.report import render
 
 SIZES = ((390, 844), (1440, 900))
-VERDICTS = ("keep", "drop", "undecided", "boost")
+FACES = ("keep", "rule", "drop", "undecided", "boost")
 NEEDED = 4.5
 """WCAG 2.1 AA for text."""
 GREY_APART = 12.0
-"""Of 255, between the mean greys of two verdicts' boxes: about the smallest step of ten equal ones that print tells."""
+"""Of 255, between the mean greys of two boxes of the key: about the smallest step of ten equal ones that print tells."""
 
 CONTRAST = """
 (() => {
@@ -56,10 +56,10 @@ CONTRAST = """
 ROWS = """[...document.querySelectorAll('#cells tbody tr')].map((row) => [row.cells[0].textContent.split(' ')[0],
   row.cells[1].textContent, row.cells[2].textContent, row.cells[3].textContent.split(' ')[1]].join('|'))"""
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-BOXES = """Object.fromEntries(VERDICTS.map((v) => {
+BOXES = """Object.fromEntries(FACES.map((v) => {
   const r = document.querySelector('.key .v-' + v).getBoundingClientRect();
   return [v, {x: r.x + scrollX, y: r.y + scrollY, width: r.width, height: r.height}]; }))""".replace(
-    "VERDICTS", str(list(VERDICTS))
+    "FACES", str(list(FACES))
 )
 SHOWN_MAPS = "[...document.querySelectorAll('.at')].map((e) => e.checkVisibility())"
 
@@ -104,14 +104,14 @@ def test_verdicts_differ_without_colour(page: tuple[Page, Path], dark: bool) -> 
     tab.call("Emulation.setEmulatedVisionDeficiency", type="achromatopsia")
     try:
         boxes = tab.evaluate(BOXES)
-        grey = {v: mean_grey(tab.screenshot(clip=boxes[v])) for v in VERDICTS}
+        grey = {v: mean_grey(tab.screenshot(clip=boxes[v])) for v in FACES}
     finally:
         tab.call("Emulation.setEmulatedVisionDeficiency", type="none")
     assert {
-        pair for pair in combinations(VERDICTS, 2) if abs(grey[pair[0]] - grey[pair[1]]) < GREY_APART
+        pair for pair in combinations(FACES, 2) if abs(grey[pair[0]] - grey[pair[1]]) < GREY_APART
     } == set()
     letters = re.findall(r'class="box v-\w+">(.) (.)</span>', html.unescape(path.read_text(encoding="utf-8")))
-    assert len({letter for letter, _ in letters}) == len({symbol for _, symbol in letters}) == len(VERDICTS)
+    assert len({letter for letter, _ in letters}) == len({symbol for _, symbol in letters}) == len(FACES)
 
 
 def test_one_budget_is_shown_at_a_time_and_the_arrow_keys_change_it(page: tuple[Page, Path]) -> None:

@@ -17,7 +17,7 @@ from dynamix.segmentation.bounds import Quadratic, cell_budget, entropy, support
 from dynamix.segmentation.cells import Cell, Statistics, population
 from dynamix.segmentation.certify import joint_bound
 from dynamix.segmentation.effects import loss
-from dynamix.segmentation.masks import Protection, Verdict, contradictions, judge
+from dynamix.segmentation.masks import Protection, Verdict, contradictions, judge, kept_by_rule
 from dynamix.segmentation.rules import global_verdicts, keep_everything, random_verdicts
 
 Floats = npt.NDArray[np.float64]
@@ -85,6 +85,7 @@ def test_protected_streams_stay_whatever_the_numbers() -> None:
     plan = {(1, "strong"): STRONG, (1, "null"): NULL}
     found = by_cell(judge(statistics(plan), CONFIG, protection=Protection(frozenset({"null"}))))
     assert found[1, "null"].verdict == "keep" and found[1, "null"].reason.startswith("protected: ")
+    assert {c for c, v in found.items() if kept_by_rule(v.verdict, v.reason)} == {(1, "null")}
 
 
 def test_the_most_relevant_stream_of_each_segment_stays_even_if_all_are_null() -> None:
@@ -95,6 +96,7 @@ def test_the_most_relevant_stream_of_each_segment_stays_even_if_all_are_null() -
         kept = [f for f, v in own.items() if v.verdict != "drop"]
         assert kept == [max(own, key=lambda f: own[f].effect.relevance)]
         assert own[kept[0]].reason.startswith("most relevant stream of its segment")
+        assert kept_by_rule("keep", own[kept[0]].reason)
 
 
 def test_the_cold_segment_drops_only_what_every_other_segment_drops() -> None:
@@ -106,6 +108,7 @@ def test_the_cold_segment_drops_only_what_every_other_segment_drops() -> None:
         "everywhere": "drop", "once": "keep", "absent": "drop", "strong": "keep",
     }  # fmt: skip
     assert found[0, "once"].reason.startswith("cold: negligible here, but segment 2 keeps the stream; ")
+    assert kept_by_rule(found[0, "once"].verdict, found[0, "once"].reason)
     assert found[1, "once"].verdict == "drop"
     alone = by_cell(judge(statistics({c: x for c, x in plan.items() if c[0] == 0}), CONFIG))
     assert alone[0, "once"].verdict == "drop"  # one segment for all is not a cold one
