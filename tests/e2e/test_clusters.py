@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from clusters import Cluster, clean_environment, conf_folder, connect_server, standalone_cluster
@@ -176,7 +175,9 @@ def trained_by_two_processes(cluster: Cluster, package: Path, folder: Path) -> N
     assert (after.parent / LOG).is_file()  # of the processes and their starter
     one, other = (whole_histories(path) for path in (before, after))
     assert list(one.index) == list(other.index) and len(one)
-    assert np.allclose(one["p"], other["p"], rtol=1e-4, atol=1e-6)
+    off = (one["p"] / other["p"] - 1).abs()
+    # gradients of two processes are summed in another order; where a sum is all but 0, Adam's first step makes more of it
+    assert off.mean() < 1e-5 and off.max() < 2e-3
 
 
 def whole_histories(predictions: Path) -> pd.DataFrame:
