@@ -21,7 +21,7 @@ from dynamix.models.throughput import measure
 
 SHARES = (0.2, 0.5, 0.8)
 TIMED = ("all", "one", "ours", "quota")
-ROWS, ROUNDS = 1024, 3
+ROWS, ROUNDS = 1024, 9
 WIDEST = 8192
 
 
